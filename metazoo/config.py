@@ -1,0 +1,105 @@
+"""What one run is: the resolved configuration of one training, and the identity that names its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+import metazoo
+from metazoo import registry
+from metazoo.algorithm import Algorithm
+from metazoo.backbones import Conv4, ResNet12
+from metazoo.schema import Strict, parse
+
+BackboneSettings = Annotated[Conv4.Settings | ResNet12.Settings, Field(discriminator="name")]
+
+
+class TrainingSettings(Strict):
+    """The outer loop. The defaults are those of the CxGrad repository's miniImageNet runs (100 epochs of 500 meta-batches)."""
+
+    epochs: PositiveInt = 100
+    iterations_per_epoch: PositiveInt = 500
+    meta_batch: PositiveInt = 4
+    """Tasks per outer update."""
+    outer_lr: PositiveFloat = 1e-3
+    """Adam's learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` anneals the outer rate once an epoch, from `outer_lr` to `min_outer_lr`."""
+    min_outer_lr: NonNegativeFloat = 0.0
+    first_order_epochs: NonNegativeInt = 0
+    """Epochs at the start whose meta-gradient ignores second derivatives."""
+    gradient_clamp: PositiveFloat | None = None
+    """Element-wise bound on the meta-gradient, none by default."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the meta-losses of a meta-batch's tasks become one."""
+    validation_episodes: PositiveInt = 600
+    keep: PositiveInt = 5
+    """How many of the best checkpoints (by validation accuracy) are kept, which is also the size of the ensemble."""
+
+
+class RunConfig(Strict):
+    """One training, completely: two runs with equal configs, data and code are the same run."""
+
+    algorithm: str
+    settings: dict[str, Any] = {}
+    """The method's hyper-parameters; those not named take the method's defaults."""
+    source: str
+    """The data set trained on."""
+    size: PositiveInt | None = None
+    """Image side in pixels; the data set's own size by default."""
+    normalisation: Literal["none", "imagenet", "source"] = "none"
+    """`none` leaves pixels in [0, 1]; `source` standardises with the source's training split, also on other targets."""
+    ways: PositiveInt = 5
+    shots: PositiveInt = 1
+    queries: PositiveInt = 15
+    """Query images per class."""
+    backbone: BackboneSettings = Conv4.Settings()
+    training: TrainingSettings = TrainingSettings()
+    seed: NonNegativeInt = 0
+
+
+def resolve(config: RunConfig, default_size: int) -> RunConfig:
+    """The same config with every default written out, so that what is stored says all; refuses unknown settings."""
+    method = registry.algorithm(config.algorithm)
+    settings = parse(method.Settings, config.settings, f"settings of {config.algorithm}")
+    return config.model_copy(
+        update={"settings": settings.model_dump(mode="json"), "size": config.size or default_size}
+    )
+
+
+def identity(config: RunConfig, data: str, code: str) -> str:
+    """Twelve hex digits of the SHA-256 over the resolved config, the data manifest's identity and the code version."""
+    text = json.dumps([config.model_dump(mode="json"), data, code], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_name(config: RunConfig, data: str, code: str) -> str:
+    """The name of a run's folder, readable first and unique last: `maml-glyphs-5w1s-s0-0123456789ab`."""
+    episode = f"{config.ways}w{config.shots}s"
+    return f"{config.algorithm}-{config.source}-{episode}-s{config.seed}-{identity(config, data, code)}"
+
+
+def code_version(method: type[Algorithm]) -> str:
+    """The package's version and a digest of the plugin files the method's class is written in."""
+    digest = hashlib.sha256()
+    for source in sorted(_plugin_files(method)):
+        digest.update(source.read_bytes())
+    return f"{metazoo.__version__}+{digest.hexdigest()[:12]}"
+
+
+def _plugin_files(method: type[Algorithm]) -> set[Path]:
+    harness = Path(metazoo.__file__).parent
+    classes = [cls for cls in method.__mro__ if issubclass(cls, Algorithm)]
+    files = {Path(inspect.getfile(cls)) for cls in classes}
+    return {file for file in files if file.parent != harness}
+
+
+def describe(config: RunConfig) -> Mapping[str, Any]:
+    """The config as plain JSON values, as it is written to disk and into records."""
+    return config.model_dump(mode="json")
