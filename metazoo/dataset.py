@@ -1,0 +1,197 @@
+"""What a data set is: a fact sheet (`DataSet`), and what was found where the user keeps its images (`Layout`)."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from metazoo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+Picture: TypeAlias = "bytes | np.ndarray | PIL.Image.Image"
+"""One image on its way into a store: an encoded file, a uint8 array [H, W] or [H, W, C], or a Pillow image."""
+
+PACKAGE = "metazoo.benchmarks.datasets"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of one data set, found in one of its public forms.
+
+    Attributes:
+        classes: split -> class name -> the names of its images. An image's name is unique in the layout.
+        images: called without arguments, yields every `(image name, picture)` once, in whatever order is cheapest to
+            read (an archive's own); nothing is unpacked and only one picture need be in memory at a time.
+        form: what was recognised, for a person ("class folders").
+        sources: the files and folders that are read; none for an embedded data set.
+        ignored: image files that were found and belong to no class of the data set.
+    """
+
+    classes: Mapping[str, Mapping[str, Sequence[str]]]
+    images: Callable[[], Iterator[tuple[str, Picture]]]
+    form: str
+    sources: tuple[Path, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many classes and images a split holds, rotations counted as the classes they become."""
+
+    classes: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that its authors publish: address and MD5 as they (or torchvision) state them."""
+
+    url: str
+    md5: str
+
+    @property
+    def filename(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+Recogniser: TypeAlias = "Callable[[DataSet, Sequence[Path]], Layout | None]"
+"""Looks at the sources: the layout if they are in the form it knows, None if they are in another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """The fact sheet of a data set. One instance called `DATASET` in each module of `metazoo.benchmarks.datasets`.
+
+    Attributes:
+        name: what the command line calls it; the name of its module.
+        title, citation, terms: for a person.
+        where: how to get the images, in one sentence.
+        channels: 1 (grey) or 3 (RGB); images of any other kind are converted.
+        size: side in pixels of the stored images unless another one is asked for.
+        splits: the published class lists, split -> class names, before rotation. Embedded sets may leave it empty.
+        expected: split -> how many classes and images the packed split holds; anything else is refused.
+        images_per_class: where it is the same for all classes: makes a refusal say which class is wrong.
+        resample: the Pillow filter ("bicubic", "lanczos", "bilinear", ...) that takes an image straight to the stored size.
+        inverted: store 255 - v (Omniglot: white ink on black).
+        rotations: degrees; each makes a class of its own, named `class@degrees` when there is more than one.
+        ordered_by: "name" or "content": the order of the images in a class. By content where the public forms of the
+            set name its images differently, or not at all; it makes the stores of all forms identical.
+        embedded: built without a source.
+        recognisers: the public forms the set is read from, tried in turn.
+        downloads: what `metazoo data prepare NAME --download` fetches.
+    """
+
+    name: str
+    title: str
+    citation: str
+    terms: str
+    where: str
+    channels: int
+    size: int
+    splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    expected: Mapping[str, Count] = field(default_factory=dict)
+    images_per_class: int | None = None
+    resample: str = "bicubic"
+    inverted: bool = False
+    rotations: tuple[int, ...] = (0,)
+    ordered_by: str = "name"
+    embedded: bool = False
+    recognisers: tuple[Recogniser, ...] = ()
+    downloads: tuple[Download, ...] = ()
+
+    def layout(self, sources: Sequence[Path] = (), size: int | None = None) -> Layout:
+        """Recognise the form in which the user has the images.
+
+        Embedded sets override this: they take no sources and may draw their images at `size` (pixels) directly.
+        Raises UserError if the sources are in none of the known forms, or damaged.
+        """
+        for recognise in self.recognisers:
+            found = recognise(self, sources)
+            if found is not None:
+                return found
+        given = ", ".join(str(source) for source in sources)
+        raise UserError(f"{given} does not hold {self.title} in any form metazoo reads. {self.where}")
+
+    def derive(self, class_name: str) -> dict[str, int]:
+        """The classes that one class of the layout becomes in the store: name -> degrees of counter-clockwise rotation."""
+        if self.rotations == (0,):
+            return {class_name: 0}
+        return {f"{class_name}@{degrees}": degrees for degrees in self.rotations}
+
+    def check(self, layout: Layout) -> None:
+        """Refuse (UserError) a layout whose classes overlap between splits or whose counts are not the published ones."""
+        home: dict[str, str] = {}
+        for split, classes in layout.classes.items():
+            for class_name, images in classes.items():
+                if class_name in home:
+                    raise UserError(
+                        f"The class '{class_name}' of {self.title} is in both {home[class_name]} and {split}; "
+                        "the classes of the splits must be disjoint."
+                    )
+                home[class_name] = split
+                if self.images_per_class is not None and len(images) != self.images_per_class:
+                    raise UserError(
+                        f"The class '{class_name}' of {self.title} has {len(images)} images where "
+                        f"{self.images_per_class} are expected; the source is incomplete or not the published one."
+                    )
+        for split, expected in self.expected.items():
+            classes = layout.classes.get(split, {})
+            turns = len(self.rotations)
+            found = Count(turns * len(classes), turns * sum(map(len, classes.values())))
+            if found != expected:
+                raise UserError(
+                    f"The {split} split of {self.title} has {found.classes} classes with {found.images} images where "
+                    f"{expected.classes} with {expected.images} are expected; the source is incomplete or not the published one."
+                )
+
+
+def datasets() -> dict[str, DataSet]:
+    """Every data set metazoo knows, by name: the modules of `metazoo.benchmarks.datasets` that define `DATASET`."""
+    package = importlib.import_module(PACKAGE)
+    found: dict[str, DataSet] = {}
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+        sheet: Any = getattr(importlib.import_module(f"{PACKAGE}.{module.name}"), "DATASET", None)
+        if isinstance(sheet, DataSet):
+            found[sheet.name] = sheet
+    return found
+
+
+def dataset(name: str) -> DataSet:
+    """The data set called `name`; UserError naming the nearest known one if there is none."""
+    known = datasets()
+    if name not in known:
+        raise unknown("data set", name, known)
+    return known[name]
+
+
+def read_splits(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read a class list: `[split]` headings, then class names between blanks; `a/character{01-20,22}` is a run of names.
+
+    Lines that begin with # are comments. Ranges keep the width of their first number.
+    """
+    splits: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            current = splits.setdefault(line.strip().strip("[]"), [])
+        elif not line.startswith("#"):
+            for word in line.split():
+                current.extend(_expand(word))
+    return {split: tuple(names) for split, names in splits.items()}
+
+
+def _expand(word: str) -> Iterable[str]:
+    if "{" not in word:
+        return [word]
+    stem, _, runs = word.removesuffix("}").partition("{")
+    names = []
+    for run in runs.split(","):
+        first, _, last = run.partition("-")
+        names.extend(f"{stem}{number:0{len(first)}}" for number in range(int(first), int(last or first) + 1))
+    return names

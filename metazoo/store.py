@@ -1,0 +1,192 @@
+"""Packed data sets on disk: one memory-mapped uint8 array a split, and a manifest that says what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metazoo.dataset import dataset
+from metazoo.errors import UserError
+from metazoo.files import sha256_of
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def data_home(home: Path | None = None) -> Path:
+    """Where packed data sets live: `home` if given, else $METAZOO_DATA, else ~/.cache/metazoo/data."""
+    return Path(home or os.environ.get("METAZOO_DATA") or Path.home() / ".cache" / "metazoo" / "data")
+
+
+def store_path(name: str, size: int, home: Path | None = None) -> Path:
+    """The folder of the packed data set `name` at `size` pixels."""
+    return data_home(home) / f"{name}-{size}"
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split in the manifest: class names in storage order, images a class, and the SHA-256 of the array's bytes."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds. Mean and standard deviation are per channel, of the train split's values in [0, 1]."""
+
+    name: str
+    title: str
+    size: int
+    channels: int
+    resize: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: Mapping[str, SplitEntry]
+    source: tuple[Mapping[str, Any], ...] = ()
+    format: int = FORMAT
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) over what the store holds: not over where it came from, or when, or in what form."""
+        content = {key: value for key, value in asdict(self).items() if key not in ("source", "title")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "identity": self.identity}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest file. Raises UserError if it is missing, damaged or of another format version."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} is in format {content.get('format')} and this metazoo reads format {FORMAT}; "
+                    "prepare the data set again with --force."
+                )
+            identity = content.pop("identity")
+            splits = {
+                name: SplitEntry(tuple(entry["classes"]), tuple(entry["counts"]), entry["sha256"])
+                for name, entry in content.pop("splits").items()
+            }
+            for key in ("mean", "std", "source"):
+                content[key] = tuple(content[key])
+            manifest = cls(splits=splits, **content)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged; prepare the data set again with --force.") from error
+        if manifest.identity != identity:
+            raise UserError(f"{path} was changed after it was written; prepare the data set again with --force.")
+        return manifest
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a packed data set.
+
+    Attributes:
+        dataset: the data set's name.
+        name: the split's ("train", "val", "test").
+        images: read-only memory map, uint8 [n, C, H, W], rows grouped by class.
+        class_names: sorted.
+        class_starts: int64 [classes]; class c is the rows class_starts[c] .. class_starts[c] + class_sizes[c].
+        class_sizes: int64 [classes].
+    """
+
+    dataset: str
+    name: str
+    images: np.ndarray
+    class_names: tuple[str, ...]
+    class_starts: np.ndarray
+    class_sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A packed data set on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open the store in `path`. Raises UserError if its manifest is damaged or an array has not the length it should."""
+        store = cls(path, Manifest.read(path / MANIFEST))
+        for name in store.manifest.splits:
+            file = store.file(name)
+            expected = int(np.prod(store.shape(name)))
+            found = file.stat().st_size if file.is_file() else None
+            if found != expected:
+                state = "is missing" if found is None else f"has {found} bytes where {expected} are expected"
+                raise UserError(f"{file} {state}; prepare the data set again with --force.")
+        return store
+
+    def file(self, split: str) -> Path:
+        return self.path / f"{split}.bin"
+
+    def shape(self, split: str) -> tuple[int, int, int, int]:
+        """[n, C, H, W] of a split's array."""
+        manifest = self.manifest
+        return sum(manifest.splits[split].counts), manifest.channels, manifest.size, manifest.size
+
+    def split(self, name: str) -> Split:
+        """Map one split into memory. Raises UserError if there is none of that name."""
+        if name not in self.manifest.splits:
+            raise UserError(f"{self.manifest.title} has no split '{name}'; it has {', '.join(self.manifest.splits)}.")
+        entry = self.manifest.splits[name]
+        sizes = np.array(entry.counts, dtype=np.int64)
+        return Split(
+            dataset=self.manifest.name,
+            name=name,
+            images=np.memmap(self.file(name), dtype=np.uint8, mode="r", shape=self.shape(name)),
+            class_names=entry.classes,
+            class_starts=np.cumsum(sizes) - sizes,
+            class_sizes=sizes,
+        )
+
+    def verify(self) -> None:
+        """Hash every array again. Raises UserError naming each file whose bytes are not the ones that were packed."""
+        wrong = [
+            str(self.file(name))
+            for name, entry in self.manifest.splits.items()
+            if sha256_of(self.file(name)) != entry.sha256
+        ]
+        if wrong:
+            verb = "differs" if len(wrong) == 1 else "differ"
+            raise UserError(f"{', '.join(wrong)} {verb} from what was packed; prepare the data set again with --force.")
+
+
+def open_store(name: str, size: int | None = None, home: Path | None = None) -> Store:
+    """Open a packed data set; one that is embedded is built on the spot if it is not there yet.
+
+    Args:
+        name: the data set.
+        size: side in pixels; the data set's own by default.
+        home: see `data_home`.
+
+    Raises UserError for an unknown data set, a damaged store, or one that was not prepared: then with the command to run.
+    """
+    sheet = dataset(name)
+    size = size or sheet.size
+    path = store_path(name, size, home)
+    if (path / MANIFEST).exists():
+        return Store.open(path)
+    if sheet.embedded:
+        from metazoo.packing import pack
+
+        return pack(sheet, (), size, home)
+    command = f"metazoo data prepare {name} --from PATH" + (f" --size {size}" if size != sheet.size else "")
+    raise UserError(f"{sheet.title} at {size} pixels is not prepared in {data_home(home)}; run: {command}. {sheet.where}")
