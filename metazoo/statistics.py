@@ -1,4 +1,4 @@
-"""Intervals, paired comparisons and ranks over the test episodes that all methods share. docs/protocol.md says how to read them."""
+"""Intervals, paired comparisons and ranks over the test episodes that all methods share; docs/protocol.md explains them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def episode_interval(accuracies: ArrayLike, level: float = LEVEL) -> float:
 def query_interval(p: float, n: int) -> float:
     """Half-width 1.96 sqrt(p (1 - p) / n) for an accuracy `p` in [0, 1] over `n` query predictions.
 
-    What the code of CxGrad prints beside its accuracies. It takes queries for independent although those of one episode share
-    their support set and classes, so it is comparable with published widths only, never with `episode_interval`.
+    What the code of CxGrad prints beside its accuracies. It takes queries for independent although those of one episode
+    share their support set and classes, so it is comparable with published widths only, never with `episode_interval`.
     """
     if not 0.0 <= p <= 1.0 or n < 1:
         raise ValueError(f"an accuracy of {p} over {n} predictions has no interval")
@@ -42,7 +42,7 @@ def query_interval(p: float, n: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean paired difference of two methods, the half-width of its interval, and the two-sided p-value of no difference."""
+    """The mean paired difference of two methods, its interval's half-width, and the two-sided p-value of no difference."""
 
     difference: float
     half_width: float
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Comparison:
-    """Paired t-test of `first` - `second`, per-episode accuracies [E] of two methods on the same episodes in the same order."""
+    """Paired t-test of `first` - `second`, the accuracies [E] of two methods on the same episodes in the same order."""
     one, other = _episodes(first), _episodes(second)
     if one.shape != other.shape:
         raise ValueError(f"a paired comparison of {one.size} with {other.size} episodes")
@@ -65,7 +65,7 @@ def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Compar
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Holm's adjusted p-values [m], in the order given: rejecting those <= alpha keeps the chance of any false rejection <= alpha."""
+    """Holm's adjusted p-values [m], in the order given; rejecting those <= alpha errs anywhere with chance <= alpha."""
     raw = np.asarray(p_values, dtype=float)
     order = np.argsort(raw, kind="stable")
     stepped = np.maximum.accumulate(raw[order] * np.arange(raw.size, 0, -1))
@@ -77,8 +77,8 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def told_apart(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.bool_]:
     """Which methods a paired test tells apart, symmetric [M, M], from per-episode accuracies [M, E].
 
-    Holm's correction runs over all pairs of the column, not only the pairs with its best: which method is best was read off the
-    same episodes, and a correction over M - 1 comparisons would find a false difference about twice as often as `alpha` says.
+    Holm's correction runs over all pairs of the column, not only the pairs with its best: which method is best was read
+    off the same episodes, and a correction over M - 1 comparisons finds false differences more often than `alpha` says.
     """
     table = _methods(accuracies)
     rows, columns = np.triu_indices(len(table), k=1)
@@ -95,7 +95,7 @@ def indistinguishable_from_best(accuracies: ArrayLike, alpha: float = ALPHA) -> 
 
 
 def ranks(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.int64]:
-    """Ranks [M] from 1: one more than the number of methods that are better and told apart; methods not told apart may share one."""
+    """Ranks [M] from 1: one more than the number of methods that are better and told apart, so that ties share a rank."""
     table = _methods(accuracies)
     means = table.mean(axis=1)
     better = told_apart(table, alpha) & (means[None, :] > means[:, None])
@@ -103,7 +103,7 @@ def ranks(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.int64]:
 
 
 def seed_spread(means: Sequence[float]) -> float | None:
-    """Standard deviation (n - 1) of the mean accuracies of several trainings that differ in their seed; None below two."""
+    """Standard deviation (n - 1) of the mean accuracies of trainings that differ in their seed; None below two."""
     return float(np.std(np.asarray(means, dtype=float), ddof=1)) if len(means) > 1 else None
 
 
