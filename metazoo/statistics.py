@@ -1,4 +1,4 @@
-"""Intervals, paired comparisons and ranks over the test episodes that all methods share; docs/protocol.md explains them."""
+"""Intervals, paired comparisons and ranks over the test episodes that all methods share (see docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def query_interval(p: float, n: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean paired difference of two methods, its interval's half-width, and the two-sided p-value of no difference."""
+    """Mean paired difference of two methods, its interval's half-width, and the two-sided p-value of no difference."""
 
     difference: float
     half_width: float
@@ -95,7 +95,7 @@ def indistinguishable_from_best(accuracies: ArrayLike, alpha: float = ALPHA) -> 
 
 
 def ranks(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.int64]:
-    """Ranks [M] from 1: one more than the number of methods that are better and told apart, so that ties share a rank."""
+    """Ranks [M] from 1: one more than the number of methods that are better and told apart, so ties share a rank."""
     table = _methods(accuracies)
     means = table.mean(axis=1)
     better = told_apart(table, alpha) & (means[None, :] > means[:, None])

@@ -72,7 +72,7 @@ def test_paired_interval_covers_the_true_difference_and_is_narrower_than_unpaire
         covered.append(abs(comparison.difference - 0.02) <= comparison.half_width)
         narrower.append(comparison.half_width < statistics.episode_interval(first))
     assert 0.94 <= np.mean(covered) <= 0.96
-    assert all(narrower)
+    assert np.mean(narrower) > 0.95
 
 
 def test_compare_of_equal_and_of_shifted_accuracies_needs_no_spread():
