@@ -1,3 +1,62 @@
-"""metazoo: few-shot meta-learning methods, compared on the same episodes, the same backbone and the same budget."""
+"""metazoo: few-shot meta-learning methods, compared on the same episodes, the same backbone and the same budget.
+
+The names below are the public face that plugins and scripts import. They are loaded on first use, so that
+`import metazoo` (and `metazoo --help`) does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from metazoo.algorithm import Algorithm, InnerLoop, Outcome, Rates
+    from metazoo.backbones import Backbone, Conv4, ResNet12, Role
+    from metazoo.episodes import Episodes, EpisodeSampler, EpisodeStream
+    from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
+    from metazoo.learner import Learner, TaskBatch, cross_entropy, per_task
+    from metazoo.registry import load_plugin
+    from metazoo.store import open_store
+
+_HOMES = {
+    "metazoo.algorithm": ("Algorithm", "InnerLoop", "Outcome", "Rates"),
+    "metazoo.backbones": ("Backbone", "Conv4", "ResNet12", "Role"),
+    "metazoo.episodes": ("Episodes", "EpisodeSampler", "EpisodeStream"),
+    "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
+    "metazoo.learner": ("Learner", "TaskBatch", "cross_entropy", "per_task"),
+    "metazoo.registry": ("load_plugin",),
+    "metazoo.store": ("open_store",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Algorithm",
+    "Backbone",
+    "Conv4",
+    "Diverged",
+    "EpisodeSampler",
+    "EpisodeStream",
+    "Episodes",
+    "Incompatible",
+    "InnerLoop",
+    "Learner",
+    "OutOfMemory",
+    "Outcome",
+    "Rates",
+    "ResNet12",
+    "Role",
+    "TaskBatch",
+    "UserError",
+    "cross_entropy",
+    "load_plugin",
+    "open_store",
+    "per_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'metazoo' has no attribute '{name}'")
+    return getattr(import_module(_HOME_OF[name]), name)

@@ -68,9 +68,7 @@ def resolve(config: RunConfig, default_size: int) -> RunConfig:
     """The same config with every default written out, so that what is stored says all; refuses unknown settings."""
     method = registry.algorithm(config.algorithm)
     settings = parse(method.Settings, config.settings, f"settings of {config.algorithm}")
-    return config.model_copy(
-        update={"settings": settings.model_dump(mode="json"), "size": config.size or default_size}
-    )
+    return config.model_copy(update={"settings": settings.model_dump(mode="json"), "size": config.size or default_size})
 
 
 def identity(config: RunConfig, data: str, code: str) -> str:

@@ -1,0 +1,69 @@
+"""CxGrad: scale the body's gradients by a context vector that is itself adapted to the task."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import nn
+
+from metazoo import Incompatible, TaskBatch, per_task
+from metazoo.algorithms.maml import MAML
+
+CONTEXT = "context"
+
+
+class CxGrad(MAML):
+    name = "cxgrad"
+    title = "CxGrad"
+    paper = "Lee, Lee, Song: Contextual Gradient Scaling for Few-Shot Learning. WACV 2022."
+    stops_gradient = "the context's update before the first step"
+    deviations = (
+        "The context's update before the first step contributes no meta-gradient, as in the official code; "
+        "the paper does not say so.",
+        "The meta-loss is the mean over tasks, as in the code; the paper's Eq. 3 has a sum.",
+    )
+
+    class Settings(MAML.Settings):
+        context_size: PositiveInt = 100
+        context_lr: NonNegativeFloat = 1.0
+        """eta_c; 0 leaves the factors the same for every task."""
+
+    settings: Settings
+
+    def build(self) -> None:
+        super().build()
+        roles, parameters = self.backbone.roles(), dict(self.backbone.named_parameters())
+        self.scaled = [name for name, role in roles.items() if role == "body"]
+        if "norm" not in roles.values():
+            raise Incompatible(
+                "CxGrad rescales weights whose scale a normalisation layer cancels; this backbone has none."
+            )
+        if any(parameters[name].dim() < 2 for name in self.scaled):
+            raise Incompatible(
+                "CxGrad divides every body tensor by its norm, which is 0 for a fresh bias; set conv_bias: false."
+            )
+        if not {"body", "head"} <= self.adapts():
+            raise Incompatible("CxGrad adapts body and head; give both an inner_lr above 0.")
+        size = self.settings.context_size
+        self.scaler = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, len(self.scaled)), nn.Softplus())
+
+    def begin(self, tasks: TaskBatch) -> None:
+        """The context starts at zero and is updated once, at the scaled initial weights, which are not kept."""
+        initial = dict(tasks.weights)
+        template = self.scaler[0].weight
+        tasks.weights[CONTEXT] = template.new_zeros(len(tasks), self.settings.context_size, requires_grad=True)
+        self.rescale(tasks)
+        change = tasks.gradients(tasks.support_loss(), first_order=True)[CONTEXT]
+        tasks.weights.update(initial)
+        tasks.update({CONTEXT: -self.settings.context_lr * change})
+
+    def step(self, tasks: TaskBatch, step: int) -> None:
+        self.rescale(tasks)
+        tasks.descend(tasks.support_loss(), self.rates | {CONTEXT: self.settings.context_lr})
+
+    def rescale(self, tasks: TaskBatch) -> None:
+        """Give each body tensor the norm that the scaler makes of the context: w <- f w / |w| (Eq. 6, Algorithm 2)."""
+        factors = self.scaler(tasks.weights[CONTEXT])
+        for factor, name in zip(factors.unbind(dim=1), self.scaled, strict=True):
+            weight = tasks.weights[name]
+            tasks.weights[name] = per_task(factor / torch.linalg.vector_norm(weight.flatten(1), dim=1), weight)
