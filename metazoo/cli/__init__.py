@@ -1,0 +1,43 @@
+"""The command line: `metazoo --help`. Commands import what is heavy when they run, so that help answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from metazoo.cli import data, evaluate, leaderboard, plugins, train
+from metazoo.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compare few-shot meta-learning methods: the same episodes, the same backbone, the same budget.",
+)
+app.command("list")(plugins.list_methods)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("leaderboard")(leaderboard.leaderboard)
+app.command("new-algorithm")(plugins.new_algorithm)
+app.command("check")(plugins.check)
+app.add_typer(data.app, name="data", help="Prepare, list, verify and look at data sets.")
+
+
+def main() -> None:
+    """Run a command; a problem its user can mend is one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as in `metazoo list | head`
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"The system refused: {error.strerror or error}{where}. Free space or change permissions, and run it again.")
+
+
+def _fail(sentence: str) -> None:
+    print(f"metazoo: {sentence}", file=sys.stderr)
+    sys.exit(2)
