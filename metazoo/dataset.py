@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metazoo.errors import UserError, unknown
+from metazoo.sources import Source, open_sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,7 @@ class Download:
         return self.url.rsplit("/", 1)[-1]
 
 
-Recogniser: TypeAlias = "Callable[[DataSet, Sequence[Path]], Layout | None]"
+Recogniser: TypeAlias = "Callable[[DataSet, Sequence[Source]], Layout | None]"
 """Looks at the sources: the layout if they are in the form it knows, None if they are in another."""
 
 
@@ -112,9 +113,11 @@ class DataSet:
         Embedded sets override this: they take no sources and may draw their images at `size` (pixels) directly.
         Raises UserError if the sources are in none of the known forms, or damaged.
         """
+        if not sources:
+            raise UserError(f"{self.title} needs a source: give --from PATH. {self.where}")
+        opened = open_sources(sources)
         for recognise in self.recognisers:
-            found = recognise(self, sources)
-            if found is not None:
+            if found := recognise(self, opened):
                 return found
         given = ", ".join(str(source) for source in sources)
         raise UserError(f"{given} does not hold {self.title} in any form metazoo reads. {self.where}")

@@ -41,7 +41,10 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store holds. Mean and standard deviation are per channel, of the train split's values in [0, 1]."""
+    """What a store holds. Mean and standard deviation are per channel, of the train split's values in [0, 1].
+
+    `form` and `source` say where it came from: the form that was recognised, and the files with their SHA-256.
+    """
 
     name: str
     title: str
@@ -51,13 +54,14 @@ class Manifest:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: Mapping[str, SplitEntry]
+    form: str = ""
     source: tuple[Mapping[str, Any], ...] = ()
     format: int = FORMAT
 
     @property
     def identity(self) -> str:
         """SHA-256 (hex) over what the store holds: not over where it came from, or when, or in what form."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("source", "title")}
+        content = {key: value for key, value in asdict(self).items() if key not in ("title", "form", "source")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -1,0 +1,63 @@
+"""Folders that are built whole or not at all, by one process at a time, whenever that process may be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that build the same folder at once are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the right to build `path`; the lock goes with the process, however it ends. Waits for another holder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"metazoo: waiting for another process that is building {path}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` when the block ends without an error; hold `locked(path)`.
+
+    What a killed process left of its attempt is removed first. On an error the attempt is removed and `path` is untouched.
+    """
+    attempt, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
+    if former.exists() and not path.exists():  # killed between the two renames below
+        former.rename(path)
+    for rubbish in (attempt, former):
+        if rubbish.exists():
+            shutil.rmtree(rubbish)
+    attempt.mkdir()
+    try:
+        yield attempt
+        _flush(attempt)
+        if path.exists():
+            path.rename(former)
+        attempt.rename(path)
+    except BaseException:
+        shutil.rmtree(attempt, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.iterdir():
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,246 @@
+"""Packing a data set: from the images a user has to a store, as a stream, and whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metazoo.dataset import DataSet, Layout, Picture
+from metazoo.errors import UserError
+from metazoo.files import sha256_of, write_text
+from metazoo.folders import building, locked
+from metazoo.pictures import decode, fingerprint, rotated, stored
+from metazoo.store import MANIFEST, Manifest, SplitEntry, Store, store_path
+
+BATCH = 64
+LARGEST = 1024
+
+
+def pack(
+    sheet: DataSet,
+    sources: Sequence[Path] = (),
+    size: int | None = None,
+    home: Path | None = None,
+    force: bool = False,
+) -> Store:
+    """Read a data set from the form the user has it in, and pack it; a store that is already there is opened as it is.
+
+    Args:
+        sheet: the data set.
+        sources: files and folders that together hold it; none for an embedded one.
+        size: side of the stored images in pixels; the data set's own by default.
+        home: see `metazoo.store.data_home`.
+        force: pack again, and put the new store in the place of the old one.
+
+    Raises UserError if the source is not the data set in full, an image does not decode, or the store cannot be written;
+    nothing half-written is left behind. Memory stays flat whatever the size of the data set.
+    """
+    size = size or sheet.size
+    if not 1 <= size <= LARGEST:
+        raise UserError(f"Images cannot be stored at {size} pixels; --size takes 1 to {LARGEST}.")
+    path = store_path(sheet.name, size, home)
+    if (path / MANIFEST).exists() and not force:
+        return Store.open(path)
+    layout = sheet.layout(sources, size)
+    sheet.check(layout)
+    with _writing(path), locked(path):
+        if (path / MANIFEST).exists() and not force:  # another process has packed it meanwhile
+            return Store.open(path)
+        with building(path) as folder:
+            manifest = _Packing(sheet, layout, size, folder).run()
+            write_text(folder / MANIFEST, manifest.to_json())
+    return Store.open(path)
+
+
+class _SplitFile:
+    """One split's array while it is being written: rows are put in place in whatever order they come."""
+
+    def __init__(self, sheet: DataSet, classes: dict[str, Sequence[str]], size: int, path: Path) -> None:
+        self.shape = (sheet.channels, size, size)
+        self.row_bytes = math.prod(self.shape)
+        derived = {stored: (name, degrees) for name in classes for stored, degrees in sheet.derive(name).items()}
+        self.class_names = tuple(sorted(derived))
+        self.counts = tuple(len(classes[derived[stored][0]]) for stored in self.class_names)
+        self.places: dict[str, list[tuple[int, int]]] = {name: [] for name in classes}
+        start = 0
+        for stored_name, count in zip(self.class_names, self.counts, strict=True):
+            name, degrees = derived[stored_name]
+            self.places[name].append((start, degrees))
+            start += count
+        self.fingerprints = np.zeros((start, 16), np.uint8) if sheet.ordered_by == "content" else None
+        self.file = open(path, "w+b")
+        self.total = np.zeros(sheet.channels, np.uint64)
+        self.total_of_squares = np.zeros(sheet.channels, np.uint64)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    def put(self, class_name: str, index: int, planes: np.ndarray, mark: bytes) -> None:
+        """Write one image, in every rotation, as the index-th of its class."""
+        for start, degrees in self.places[class_name]:
+            self._write(start + index, rotated(planes, degrees))
+            if self.fingerprints is not None:
+                self.fingerprints[start + index] = np.frombuffer(mark, np.uint8)
+
+    def finish(self) -> SplitEntry:
+        """Bring each class into its final order, and take the digest and the moments of the whole."""
+        digest = hashlib.sha256()
+        start = 0
+        for count in self.counts:
+            block = np.frombuffer(os.pread(self.file.fileno(), count * self.row_bytes, start * self.row_bytes), np.uint8)
+            block = block.reshape(count, *self.shape)
+            if self.fingerprints is not None:
+                block = block[np.lexsort(self.fingerprints[start : start + count].T[::-1])]
+                self._write(start, block)
+            digest.update(block)
+            self.total += block.sum(axis=(0, 2, 3), dtype=np.uint64)
+            self.total_of_squares += np.square(block, dtype=np.uint32).sum(axis=(0, 2, 3), dtype=np.uint64)
+            start += count
+        self.file.close()
+        return SplitEntry(self.class_names, self.counts, digest.hexdigest())
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of values in [0, 1]; exact sums, so the same on every machine."""
+        n = self.rows * self.row_bytes // len(self.total)
+        sums = [(int(a), int(b)) for a, b in zip(self.total, self.total_of_squares, strict=True)]
+        return (
+            tuple(a / n / 255 for a, _ in sums),
+            tuple(math.sqrt((n * b - a * a) / (n * n)) / 255 for a, b in sums),
+        )
+
+    def _write(self, row: int, values: np.ndarray) -> None:
+        # Not through a memory map: a full disk kills a process that writes to one, and here it raises OSError.
+        content, offset = memoryview(values).cast("B"), row * self.row_bytes
+        while content:
+            written = os.pwrite(self.file.fileno(), content, offset)
+            content, offset = content[written:], offset + written
+
+
+class _Packing:
+    """One packing, from layout to manifest."""
+
+    def __init__(self, sheet: DataSet, layout: Layout, size: int, folder: Path) -> None:
+        self.sheet, self.layout, self.size, self.folder = sheet, layout, size, folder
+        self.files = {
+            split: _SplitFile(sheet, dict(classes), size, folder / f"{split}.bin") for split, classes in layout.classes.items()
+        }
+        self.slots = {
+            image: (split, class_name, index)
+            for split, classes in layout.classes.items()
+            for class_name, images in classes.items()
+            for index, image in enumerate(images)
+        }
+
+    def run(self) -> Manifest:
+        """Write every image; returns the manifest of what was written."""
+        self._expect_space()
+        with ThreadPoolExecutor(_cores()) as pool, _progress(f"packing {self.sheet.title}", len(self.slots)) as advance:
+            hashes = [(path, pool.submit(sha256_of, path) if path.is_file() else None) for path in self.layout.sources]
+            try:
+                for done in _in_order(pool, self._put, _batches(self._claimed(), BATCH), ahead=4 * _cores()):
+                    advance(done)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            source = tuple(_provenance(path, digest) for path, digest in hashes)
+        if self.slots:
+            raise UserError(f"The image '{next(iter(self.slots))}' is gone from its source; was it changed while it was read?")
+        entries = {split: file.finish() for split, file in self.files.items()}
+        mean, std = self.files["train" if "train" in self.files else next(iter(self.files))].moments()
+        return Manifest(
+            name=self.sheet.name,
+            title=self.sheet.title,
+            size=self.size,
+            channels=self.sheet.channels,
+            resize=self.sheet.resample,
+            mean=mean,
+            std=std,
+            splits=entries,
+            form=self.layout.form,
+            source=source,
+        )
+
+    def _expect_space(self) -> None:
+        needed = sum(file.rows * file.row_bytes for file in self.files.values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
+
+    def _claimed(self) -> Iterator[tuple[tuple[str, str, int], str, Picture]]:
+        for name, picture in self.layout.images():
+            slot = self.slots.pop(name, None)
+            if slot is not None:
+                yield slot, name, picture
+
+    def _put(self, batch: list[tuple[tuple[str, str, int], str, Picture]]) -> int:
+        for (split, class_name, index), name, picture in batch:
+            image = decode(picture, name, self.sheet.channels)
+            mark = fingerprint(image) if self.sheet.ordered_by == "content" else b""
+            self.files[split].put(class_name, index, stored(image, self.sheet, self.size), mark)
+        return len(batch)
+
+
+def _provenance(path: Path, digest: Future[str] | None) -> dict[str, Any]:
+    if digest is None:
+        return {"folder": path.name}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.result()}
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[Any], int], items: Iterable[Any], ahead: int) -> Iterator[int]:
+    """The results of `work` on the items, with at most `ahead` of them read and not yet done."""
+    pending: deque[Future[int]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"the disk is full ({error.strerror})" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise UserError(
+            f"{path} could not be written: {reason}. Nothing was left behind; make room, or choose another folder with "
+            "--home or METAZOO_DATA."
+        ) from error
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; silent where there is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)

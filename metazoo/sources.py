@@ -1,0 +1,223 @@
+"""Where images come from: folders, tars and zips, read as they are and never unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from metazoo.errors import UserError
+
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
+
+_COMPRESSIONS: dict[bytes, Callable[[Path], IO[bytes]]] = {
+    b"\x1f\x8b": lambda path: gzip.open(path, "rb"),
+    b"BZh": lambda path: bz2.open(path, "rb"),
+    b"\xfd7zXZ\x00": lambda path: lzma.open(path, "rb"),
+}
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
+
+
+class Source(ABC):
+    """Files under one path that the user gave. Names are relative, with forward slashes; hidden files are left out.
+
+    Every method raises UserError when the source is damaged, cut short, or holds links or names that point outside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def _scan(self) -> Iterator[str]:
+        """The names of the files, in storage order."""
+
+    @abstractmethod
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """The contents of the wanted files, in storage order, one at a time."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files, in storage order."""
+        seen: dict[str, None] = {}
+        for name in self._scan():
+            parts = PurePosixPath(name).parts
+            if ".." in parts or name.startswith("/"):
+                raise UserError(f"{self.path} holds a file whose name points outside it, '{name}'; it is not a data set.")
+            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                continue
+            if name in seen:
+                raise UserError(f"{self.path} holds '{name}' twice; it is damaged or was appended to.")
+            seen[name] = None
+        return tuple(seen)
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the image files."""
+        return [name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+
+
+class Folder(Source):
+    """A folder on disk, with everything below it."""
+
+    def _scan(self) -> Iterator[str]:
+        with _reading(self.path):
+            yield from self._walk(self.path, "")
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.is_symlink() and not self._inside(entry.path):
+                raise UserError(f"{entry.path} is a link that leads out of {self.path}; put the files themselves there.")
+            if entry.is_dir():
+                if not entry.is_symlink():
+                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
+            else:
+                yield f"{prefix}{entry.name}"
+
+    def _inside(self, link: str) -> bool:
+        return Path(link).resolve().is_relative_to(self.path.resolve())
+
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for name in self.names:
+            if name in wanted:
+                with _reading(self.path / name):
+                    yield name, (self.path / name).read_bytes()
+
+
+class Tar(Source):
+    """A tar, plain or compressed with gzip, bzip2 or xz, read from front to back."""
+
+    def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+        with _reading(self.path), _Blocks(self.path) as blocks, tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else every header seen is kept: a million are a gigabyte
+                if member.issym() or member.islnk():
+                    raise UserError(f"{self.path} holds a link, '{member.name}', where a file should be.")
+                if member.isfile():
+                    yield member, tar
+            blocks.expect_end()
+
+    def _scan(self) -> Iterator[str]:
+        for member, _ in self._members():
+            yield member.name.removeprefix("./")
+
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for member, tar in self._members():
+            name = member.name.removeprefix("./")
+            if name in wanted:
+                file = tar.extractfile(member)
+                assert file is not None
+                yield name, file.read()
+
+
+class Zip(Source):
+    """A zip archive."""
+
+    def _members(self, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        return sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.header_offset)
+
+    def _scan(self) -> Iterator[str]:
+        with _reading(self.path), zipfile.ZipFile(self.path) as archive:
+            yield from (info.filename for info in self._members(archive))
+
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        with _reading(self.path), zipfile.ZipFile(self.path) as archive:
+            for info in self._members(archive):
+                if info.filename in wanted:
+                    yield info.filename, archive.read(info)
+
+
+class _Blocks:
+    """The decompressed bytes of a tar, remembering the last block read.
+
+    tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive;
+    and it never reads a gzip's checksum. `expect_end` refuses all three.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), None)
+        self._file = opener(path) if opener else open(path, "rb")
+        self._last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        self._last = self._file.read(size)
+        return self._last
+
+    def expect_end(self) -> None:
+        """Raise tarfile.ReadError unless the last block was the zeros that end a tar; then read on to the checksum."""
+        if self._last != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no end-of-archive mark" if len(self._last) < tarfile.BLOCKSIZE else "bad header")
+        while self._file.read(1 << 20):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into a sentence."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(f"{path} is damaged or cut short ({error}); get it again.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
+        raise UserError(f"{path} cannot be read ({error}).") from error
+
+
+def open_source(path: Path) -> Source:
+    """The source at `path`. Raises UserError if there is none, or it is neither a folder nor an archive."""
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise UserError(f"There is no file or folder {path}.")
+    with _reading(path), open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise UserError(f"{path} is empty; get it again.")
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start:
+        raise UserError(f"{path} is a web page saved as a file, not an archive; open the link in a browser and get the file itself.")
+    if head.startswith(b"PK"):
+        return Zip(path)
+    if head[257:262] == b"ustar" or any(head.startswith(magic) for magic in _COMPRESSIONS) or _is_old_tar(head):
+        return Tar(path)
+    raise UserError(f"{path} is neither a folder nor a tar or zip archive.")
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """A tar older than POSIX has no magic number, only a header checksum that fits."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def open_sources(paths: Sequence[Path]) -> tuple[Source, ...]:
+    """All sources, each once. Raises UserError as `open_source` does, or if one was given twice."""
+    sources: dict[Path, Source] = {}
+    for path in paths:
+        if path.resolve() in sources:
+            raise UserError(f"{path} was given twice.")
+        sources[path.resolve()] = open_source(path)
+    return tuple(sources.values())
