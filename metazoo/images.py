@@ -1,0 +1,141 @@
+"""The images of one split as a table on a device, from which episodes are gathered without worker processes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from metazoo.store import Split
+
+# A table may take this share of the device's free memory; the rest is for training.
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+class ImageTable:
+    """The uint8 images of a split, gathered by row as normalised floating-point tensors on `device`.
+
+    On the CPU the table is the packed file itself, memory-mapped and not copied. On a GPU it is one tensor there if
+    it takes at most half of the free memory; otherwise the images stay in the packed file and each batch travels
+    through pinned host memory, with the same results. `resident` overrides that choice.
+
+    A pixel p in 0..255 becomes p * scale + shift, where scale = 1 / (255 std) and shift = -mean / std, with `mean`
+    and `std` one number per channel in units of [0, 1] (default 0 and 1). The product is rounded before the sum, not
+    fused with it, so that a CPU and a GPU give the same bits.
+
+    Raises ValueError for a type that is not floating, means or stds that are not one per channel, or a std not above 0.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        if not dtype.is_floating_point:
+            raise ValueError(f"Images are gathered in a floating-point type, not {dtype}.")
+        self.split, self.device, self.dtype = split, torch.device(device), dtype
+        self.image_shape: tuple[int, ...] = tuple(split.images.shape[1:])
+        channels = self.image_shape[0]
+        means = [0.0] * channels if mean is None else [float(value) for value in mean]
+        stds = [1.0] * channels if std is None else [float(value) for value in std]
+        if len(means) != channels or len(stds) != channels:
+            raise ValueError(f"{channels} channels need as many means and stds, not {len(means)} and {len(stds)}.")
+        if min(stds) <= 0:
+            raise ValueError(f"A channel's std must be above 0, not {min(stds)}.")
+        self._scale = self._per_channel([1 / (255 * s) for s in stds])
+        self._shift = self._per_channel([-m / s for m, s in zip(means, stds, strict=True)]) if any(means) else None
+
+        images = _tensor(split.images).flatten(1)
+        self.resident = fits(images.nbytes, self.device) if resident is None else resident
+        self._images = images.to(self.device) if self.resident else images
+        self._pixel_blocks, self._image_blocks = _Blocks(), _Blocks()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def gather(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """The images of `rows` (int64 of any shape [*]) as [*, C, H, W]; IndexError for a row not in the table."""
+        index = torch.as_tensor(rows)
+        flat = index.reshape(-1)
+        if not self.resident:
+            size = len(flat), self._images.shape[1]
+            staging = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            pixels = self.send(torch.index_select(self._images, 0, flat.cpu(), out=staging))
+        elif self.device.type == "cpu":
+            block = self._pixel_blocks.take((len(flat), self._images.shape[1]), torch.uint8)
+            pixels = torch.index_select(self._images, 0, flat, out=block)
+        else:
+            pixels = self._images.index_select(0, self.send(flat))
+        return self._normalised(pixels).view(*index.shape, *self.image_shape)
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` on the table's device; to a GPU through pinned memory, without waiting for the work queued there."""
+        if tensor.device.type == self.device.type:
+            return tensor
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.device.type == "cpu":
+            images = self._image_blocks.take(tuple(pixels.shape), self.dtype).copy_(pixels)
+        else:
+            images = pixels.to(self.dtype)
+        by_channel = images.view(len(images), self.image_shape[0], -1)
+        by_channel.mul_(self._scale)
+        if self._shift is not None:
+            by_channel.add_(self._shift)
+        return images
+
+    def _per_channel(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=self.dtype, device=self.device)[:, None]
+
+
+def fits(nbytes: int, device: torch.device) -> bool:
+    """Whether a table of `nbytes` bytes should live on `device`: on a GPU, if half of what is free there holds it."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return nbytes <= free * SHARE_OF_FREE_MEMORY
+
+
+def _tensor(images: np.ndarray) -> torch.Tensor:
+    """`images` as a tensor of the same memory; torch warns of read-only maps, as if it were to write there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(images)
+
+
+class _Blocks:
+    """Host memory for batches, used again once no tensor refers to it any more.
+
+    A batch is several megabytes, which the C library returns to the system when it is freed and fetches page by page
+    when it is next needed; that can cost several times as much as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[torch.Tensor] = deque(maxlen=2)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor; its memory returns here when the last tensor that shares it is gone."""
+        count = math.prod(shape)
+        nbytes = count * dtype.itemsize
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = torch.empty(0, dtype=torch.uint8)
+        if len(block) < nbytes:
+            block = torch.empty(nbytes, dtype=torch.uint8)
+        # torch keeps this array alive for as long as any tensor uses the memory, views included.
+        lent = block.numpy()
+        weakref.finalize(lent, self._free.append, block).atexit = False
+        return torch.from_numpy(lent)[:nbytes].view(dtype).view(shape)
