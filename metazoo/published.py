@@ -40,7 +40,7 @@ class Protocol(Strict):
     episodes: PositiveInt | None = None
 
     def departures(self, config: Mapping[str, Any], rule: Rule, episodes: int) -> list[str]:
-        """How a resolved config, tested by `rule` on `episodes`, departs from this: `["training.epochs 10, not 100"]`."""
+        """How a resolved config, tested by `rule` on `episodes`, departs from it: `["training.epochs 10, not 100"]`."""
         known = _leaves(self.model_dump(exclude={"about"}, exclude_unset=True))
         measured = _leaves({**config, "rule": rule, "episodes": episodes})
         return [f"{key} {measured.get(key)}, not {value}" for key, value in known.items() if measured.get(key) != value]
