@@ -27,7 +27,7 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iter
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real archives (CIFAR-FS, Omniglot), $METAZOO_REAL_DATA or ../shared/data; skips where there is none."""
+    """The folder of real archives (CIFAR-FS, Omniglot), $METAZOO_REAL_DATA or ../shared/data; skips if absent."""
     folder = Path(os.environ.get("METAZOO_REAL_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; METAZOO_REAL_DATA names their folder")
