@@ -79,7 +79,7 @@ class DataSet:
         splits: the published class lists, split -> class names, before rotation. Embedded sets may leave it empty.
         expected: split -> how many classes and images the packed split holds; anything else is refused.
         images_per_class: where it is the same for all classes: makes a refusal say which class is wrong.
-        resample: the Pillow filter ("bicubic", "lanczos", "bilinear", ...) that takes an image straight to the stored size.
+        resample: the Pillow filter ("bicubic", "lanczos", ...) that takes an image straight to the stored size.
         inverted: store 255 - v (Omniglot: white ink on black).
         rotations: degrees; each makes a class of its own, named `class@degrees` when there is more than one.
         ordered_by: "name" or "content": the order of the images in a class. By content where the public forms of the
@@ -123,13 +123,13 @@ class DataSet:
         raise UserError(f"{given} does not hold {self.title} in any form metazoo reads. {self.where}")
 
     def derive(self, class_name: str) -> dict[str, int]:
-        """The classes that one class of the layout becomes in the store: name -> degrees of counter-clockwise rotation."""
+        """The classes that a class of the layout becomes in the store: name -> degrees, counter-clockwise."""
         if self.rotations == (0,):
             return {class_name: 0}
         return {f"{class_name}@{degrees}": degrees for degrees in self.rotations}
 
     def check(self, layout: Layout) -> None:
-        """Refuse (UserError) a layout whose classes overlap between splits or whose counts are not the published ones."""
+        """Refuse (UserError) a layout whose splits share a class or whose counts are not the published ones."""
         home: dict[str, str] = {}
         for split, classes in layout.classes.items():
             for class_name, images in classes.items():
@@ -151,7 +151,8 @@ class DataSet:
             if found != expected:
                 raise UserError(
                     f"The {split} split of {self.title} has {found.classes} classes with {found.images} images where "
-                    f"{expected.classes} with {expected.images} are expected; the source is incomplete or not the published one."
+                    f"{expected.classes} with {expected.images} are expected; the source is incomplete or not the "
+                    "published one."
                 )
 
 
@@ -175,9 +176,9 @@ def dataset(name: str) -> DataSet:
 
 
 def read_splits(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read a class list: `[split]` headings, then class names between blanks; `a/character{01-20,22}` is a run of names.
+    """Read a class list: `[split]` headings, then class names between blanks.
 
-    Lines that begin with # are comments. Ranges keep the width of their first number.
+    `Latin/character{01-20,22}` stands for 21 names; numbers keep the width of their run's first. A # begins a comment.
     """
     splits: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -193,7 +194,7 @@ def _expand(word: str) -> Iterable[str]:
     if "{" not in word:
         return [word]
     stem, _, runs = word.removesuffix("}").partition("{")
-    names = []
+    names: list[str] = []
     for run in runs.split(","):
         first, _, last = run.partition("-")
         names.extend(f"{stem}{number:0{len(first)}}" for number in range(int(first), int(last or first) + 1))

@@ -33,7 +33,7 @@ def locked(path: Path) -> Iterator[None]:
 def building(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` when the block ends without an error; hold `locked(path)`.
 
-    What a killed process left of its attempt is removed first. On an error the attempt is removed and `path` is untouched.
+    What a killed process left of its attempt is removed first. On an error the attempt is removed and `path` untouched.
     """
     attempt, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
     if former.exists() and not path.exists():  # killed between the two renames below

@@ -97,8 +97,9 @@ def _refuse_missing(sheet: DataSet, split_of: dict[str, str], found: dict) -> No
 
 def _refuse_other_split(sheet: DataSet, split_of: dict[str, str], levels: dict[str, set[str]]) -> None:
     for class_name, above in sorted(levels.items()):
-        if len(above) == 1 and above != {""} and above != {split_of[class_name]}:
+        split = split_of[class_name]
+        if len(above) == 1 and not above <= {"", split}:
             raise UserError(
-                f"The class '{class_name}' lies under '{min(above)}' but belongs to the {split_of[class_name]} split of "
-                f"{sheet.title}; the folders follow another split. Give the class folders without that level."
+                f"The class '{class_name}' lies under '{min(above)}' and belongs to the {split} split of "
+                f"{sheet.title}; these folders follow another split. Give the class folders without that level."
             )

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -22,6 +22,7 @@ from metazoo.errors import UserError
 from metazoo.files import sha256_of, write_text
 from metazoo.folders import building, locked
 from metazoo.pictures import decode, fingerprint, rotated, stored
+from metazoo.progress import on_terminal
 from metazoo.store import MANIFEST, Manifest, SplitEntry, Store, store_path
 
 BATCH = 64
@@ -44,8 +45,8 @@ def pack(
         home: see `metazoo.store.data_home`.
         force: pack again, and put the new store in the place of the old one.
 
-    Raises UserError if the source is not the data set in full, an image does not decode, or the store cannot be written;
-    nothing half-written is left behind. Memory stays flat whatever the size of the data set.
+    Raises UserError if the source is not the data set in full, an image does not decode, or the store cannot be
+    written; nothing half-written is left behind. Memory stays flat whatever the size of the data set.
     """
     size = size or sheet.size
     if not 1 <= size <= LARGEST:
@@ -67,7 +68,7 @@ def pack(
 class _SplitFile:
     """One split's array while it is being written: rows are put in place in whatever order they come."""
 
-    def __init__(self, sheet: DataSet, classes: dict[str, Sequence[str]], size: int, path: Path) -> None:
+    def __init__(self, sheet: DataSet, classes: Mapping[str, Sequence[str]], size: int, path: Path) -> None:
         self.shape = (sheet.channels, size, size)
         self.row_bytes = math.prod(self.shape)
         derived = {stored: (name, degrees) for name in classes for stored, degrees in sheet.derive(name).items()}
@@ -100,12 +101,12 @@ class _SplitFile:
         digest = hashlib.sha256()
         start = 0
         for count in self.counts:
-            block = np.frombuffer(os.pread(self.file.fileno(), count * self.row_bytes, start * self.row_bytes), np.uint8)
-            block = block.reshape(count, *self.shape)
+            content = os.pread(self.file.fileno(), count * self.row_bytes, start * self.row_bytes)
+            block = np.frombuffer(content, np.uint8).reshape(count, *self.shape)
             if self.fingerprints is not None:
                 block = block[np.lexsort(self.fingerprints[start : start + count].T[::-1])]
                 self._write(start, block)
-            digest.update(block)
+            digest.update(block.data)
             self.total += block.sum(axis=(0, 2, 3), dtype=np.uint64)
             self.total_of_squares += np.square(block, dtype=np.uint32).sum(axis=(0, 2, 3), dtype=np.uint64)
             start += count
@@ -123,7 +124,7 @@ class _SplitFile:
 
     def _write(self, row: int, values: np.ndarray) -> None:
         # Not through a memory map: a full disk kills a process that writes to one, and here it raises OSError.
-        content, offset = memoryview(values).cast("B"), row * self.row_bytes
+        content, offset = values.data.cast("B"), row * self.row_bytes
         while content:
             written = os.pwrite(self.file.fileno(), content, offset)
             content, offset = content[written:], offset + written
@@ -134,8 +135,10 @@ class _Packing:
 
     def __init__(self, sheet: DataSet, layout: Layout, size: int, folder: Path) -> None:
         self.sheet, self.layout, self.size, self.folder = sheet, layout, size, folder
+        self._title = f"packing {sheet.title}"
         self.files = {
-            split: _SplitFile(sheet, dict(classes), size, folder / f"{split}.bin") for split, classes in layout.classes.items()
+            split: _SplitFile(sheet, classes, size, folder / f"{split}.bin")
+            for split, classes in layout.classes.items()
         }
         self.slots = {
             image: (split, class_name, index)
@@ -147,17 +150,19 @@ class _Packing:
     def run(self) -> Manifest:
         """Write every image; returns the manifest of what was written."""
         self._expect_space()
-        with ThreadPoolExecutor(_cores()) as pool, _progress(f"packing {self.sheet.title}", len(self.slots)) as advance:
+        total, written = len(self.slots), 0
+        with ThreadPoolExecutor(_cores()) as pool, on_terminal() as report, report.stage(self._title, total) as stage:
             hashes = [(path, pool.submit(sha256_of, path) if path.is_file() else None) for path in self.layout.sources]
             try:
                 for done in _in_order(pool, self._put, _batches(self._claimed(), BATCH), ahead=4 * _cores()):
-                    advance(done)
+                    written += done
+                    stage.update(written)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
             source = tuple(_provenance(path, digest) for path, digest in hashes)
         if self.slots:
-            raise UserError(f"The image '{next(iter(self.slots))}' is gone from its source; was it changed while it was read?")
+            raise UserError(f"The image '{next(iter(self.slots))}' is gone; was its source changed while it was read?")
         entries = {split: file.finish() for split, file in self.files.items()}
         mean, std = self.files["train" if "train" in self.files else next(iter(self.files))].moments()
         return Manifest(
@@ -231,16 +236,3 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} could not be written: {reason}. Nothing was left behind; make room, or choose another folder with "
             "--home or METAZOO_DATA."
         ) from error
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; silent where there is none."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)

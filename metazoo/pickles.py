@@ -46,7 +46,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def read_arrays(file: IO[bytes], name: str) -> Any:
     """Read a pickle of arrays, numbers, bytes and strings in dicts, lists and tuples, of Python 2 or 3.
 
-    Python 2's strings come back as bytes. Raises UserError, naming `name`, if the pickle is damaged or holds anything else.
+    Python 2's strings come back as bytes. Raises UserError, naming `name`, if it is damaged or holds anything else.
     """
     try:
         return _ArrayUnpickler(file, encoding="bytes").load()

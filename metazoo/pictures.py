@@ -13,7 +13,7 @@ from metazoo.errors import UserError
 
 
 def decode(picture: Picture, name: str, channels: int) -> PIL.Image.Image:
-    """The picture as a Pillow image, grey or RGB by `channels`. Raises UserError naming the image if it does not decode."""
+    """The picture as a Pillow image, grey or RGB by `channels`; UserError naming the image if it does not decode."""
     mode = "L" if channels == 1 else "RGB"
     try:
         if isinstance(picture, bytes):
@@ -23,7 +23,8 @@ def decode(picture: Picture, name: str, channels: int) -> PIL.Image.Image:
             picture = PIL.Image.fromarray(picture)
         return picture if picture.mode == mode else picture.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever they stumble on
-        raise UserError(f"The image '{name}' does not decode ({error or type(error).__name__}); get its source again.") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"The image '{name}' does not decode ({reason}); get its source again.") from error
 
 
 def fingerprint(image: PIL.Image.Image) -> bytes:
@@ -32,7 +33,7 @@ def fingerprint(image: PIL.Image.Image) -> bytes:
 
 
 def stored(image: PIL.Image.Image, sheet: DataSet, size: int) -> np.ndarray:
-    """uint8 [C, size, size]: resized straight to the square if it is not that size already, inverted if the sheet says so."""
+    """uint8 [C, size, size]: resized straight to the square if it is of another size, inverted if the sheet says so."""
     if image.size != (size, size):
         image = image.resize((size, size), PIL.Image.Resampling[sheet.resample.upper()])
     pixels = np.asarray(image)

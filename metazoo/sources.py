@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from metazoo.errors import UserError
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 
-_COMPRESSIONS: dict[bytes, Callable[[Path], IO[bytes]]] = {
+_COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": lambda path: gzip.open(path, "rb"),
     b"BZh": lambda path: bz2.open(path, "rb"),
     b"\xfd7zXZ\x00": lambda path: lzma.open(path, "rb"),
@@ -52,7 +52,7 @@ class Source(ABC):
         for name in self._scan():
             parts = PurePosixPath(name).parts
             if ".." in parts or name.startswith("/"):
-                raise UserError(f"{self.path} holds a file whose name points outside it, '{name}'; it is not a data set.")
+                raise UserError(f"{self.path} holds a file whose name leads out of it, '{name}'; it is not a data set.")
             if any(part.startswith(".") or part == "__MACOSX" for part in parts):
                 continue
             if name in seen:
@@ -76,7 +76,7 @@ class Folder(Source):
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.is_symlink() and not self._inside(entry.path):
-                raise UserError(f"{entry.path} is a link that leads out of {self.path}; put the files themselves there.")
+                raise UserError(f"{entry.path} is a link that leads out of {self.path}; put the file itself there.")
             if entry.is_dir():
                 if not entry.is_symlink():
                     yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
@@ -97,7 +97,7 @@ class Tar(Source):
     """A tar, plain or compressed with gzip, bzip2 or xz, read from front to back."""
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-        with _reading(self.path), _Blocks(self.path) as blocks, tarfile.open(fileobj=blocks, mode="r:") as tar:  # type: ignore[call-overload]
+        with _reading(self.path), _Blocks(self.path) as blocks, tarfile.open(fileobj=blocks, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else every header seen is kept: a million are a gigabyte
                 if member.issym() or member.islnk():
@@ -196,7 +196,7 @@ def open_source(path: Path) -> Source:
         raise UserError(f"{path} is empty; get it again.")
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start:
-        raise UserError(f"{path} is a web page saved as a file, not an archive; open the link in a browser and get the file itself.")
+        raise UserError(f"{path} is a web page and not an archive; open its link in a browser and get the file itself.")
     if head.startswith(b"PK"):
         return Zip(path)
     if head[257:262] == b"ustar" or any(head.startswith(magic) for magic in _COMPRESSIONS) or _is_old_tar(head):

@@ -65,7 +65,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "identity": self.identity}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({**asdict(self), "identity": self.identity}, indent=1) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -127,7 +127,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Open the store in `path`. Raises UserError if its manifest is damaged or an array has not the length it should."""
+        """Open the store in `path`. Raises UserError if its manifest is damaged or an array is cut short."""
         store = cls(path, Manifest.read(path / MANIFEST))
         for name in store.manifest.splits:
             file = store.file(name)
@@ -181,7 +181,7 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
         size: side in pixels; the data set's own by default.
         home: see `data_home`.
 
-    Raises UserError for an unknown data set, a damaged store, or one that was not prepared: then with the command to run.
+    Raises UserError for an unknown data set, a damaged store, or one that was not prepared, with the command to run.
     """
     sheet = dataset(name)
     size = size or sheet.size
@@ -193,4 +193,19 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
 
         return pack(sheet, (), size, home)
     command = f"metazoo data prepare {name} --from PATH" + (f" --size {size}" if size != sheet.size else "")
-    raise UserError(f"{sheet.title} at {size} pixels is not prepared in {data_home(home)}; run: {command}. {sheet.where}")
+    raise UserError(
+        f"{sheet.title} is not prepared at {size} pixels in {data_home(home)}; run: {command}. {sheet.where}"
+    )
+
+
+def prepared(home: Path | None = None) -> list[tuple[Path, Store | UserError]]:
+    """Every store in `home`, by folder; in place of one that does not open, the reason."""
+    found: list[tuple[Path, Store | UserError]] = []
+    for manifest in sorted(data_home(home).glob(f"*/{MANIFEST}")):
+        path = manifest.parent
+        if not path.name.startswith("."):
+            try:
+                found.append((path, Store.open(path)))
+            except UserError as error:
+                found.append((path, error))
+    return found

@@ -16,6 +16,7 @@ from metazoo.sources import Source
 
 ARCHIVE = Download("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85")
 PLANES = (3, 32, 32)  # red, green, blue, each row by row
+RECORD = 2 + 3 * 32 * 32  # of the binary archive: coarse label, fine label, pixels
 
 Records = Iterator[tuple[str, str, np.ndarray]]
 """Image name, class name, picture [32, 32, 3]."""
@@ -49,7 +50,7 @@ def _binary_records(source: Source, folder: str) -> Records:
     class_names = _content(source, f"{folder}fine_label_names.txt").decode().split()
     for part in ("train.bin", "test.bin"):
         content = np.frombuffer(_content(source, f"{folder}{part}"), dtype=np.uint8)
-        for index, record in enumerate(content.reshape(-1, 2 + int(np.prod(PLANES)))):  # coarse label, fine label, pixels
+        for index, record in enumerate(content.reshape(-1, RECORD)):
             yield f"{folder}{part}/{index}", class_names[record[1]], record[2:].reshape(PLANES).transpose(1, 2, 0)
 
 
@@ -77,7 +78,9 @@ def _layout(
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{source.path} does not hold what {form} holds ({error}); get it again.") from error
     return Layout(
-        classes={split: {name: images[name] for name in names if name in images} for split, names in sheet.splits.items()},
+        classes={
+            split: {name: images[name] for name in names if name in images} for split, names in sheet.splits.items()
+        },
         images=lambda: ((name, picture) for name, _, picture in records(source, folder)),
         form=form,
         sources=(source.path,),

@@ -15,7 +15,7 @@ DATASET = DataSet(
     ),
     terms="CIFAR-100 has no formal licence; cite the report.",
     where=(
-        "Give CIFAR-100's archive (cifar-100-python.tar.gz or cifar-100-binary.tar.gz from www.cs.toronto.edu/~kriz/cifar.html), "
+        "Give cifar-100-python.tar.gz or cifar-100-binary.tar.gz (from www.cs.toronto.edu/~kriz/cifar.html), "
         "or folders or archives of its 100 class folders; --download fetches the former."
     ),
     channels=3,

@@ -1,0 +1,167 @@
+"""`metazoo data`: prepare, list, verify and look at data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metazoo.errors import UserError
+
+if TYPE_CHECKING:
+    from metazoo.store import Store
+
+app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The data set; `metazoo data list` shows them.", show_default=False)]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Where prepared data sets live [default: $METAZOO_DATA or ~/.cache/metazoo/data]."),
+]
+Size = Annotated[int | None, typer.Option("--size", help="Side in pixels [default: the data set's own].")]
+
+
+@app.command()
+def prepare(
+    name: Name,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]...", help="More of the same as --from.")] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="PATH", help="A folder, tar or zip; several follow one another."),
+    ] = None,
+    size: Size = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the authors' archives.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again what is prepared already.")] = False,
+    home: Home = None,
+) -> None:
+    """Read a data set from what you have of it, check it, and pack it for use.
+
+    metazoo data prepare cifar_fs --from train.tar val.tar test.tar
+    """
+    from metazoo.dataset import dataset
+    from metazoo.packing import pack
+    from metazoo.store import data_home, store_path
+
+    sheet = dataset(name)
+    sources = [*(source or []), *(more or [])]
+    if download and sources:
+        raise UserError("Give either --download or --from, not both.")
+    path = store_path(name, size or sheet.size, home)
+    there = path.exists() and not force
+    if download and not there:
+        from metazoo.download import fetch
+
+        sources = fetch(sheet, data_home(home) / "downloads")
+    store = pack(sheet, sources, size, home, force)
+    print(f"{sheet.title} {'was prepared already' if there else 'is prepared'} at {store.manifest.size} pixels: {path}")
+    _describe(store)
+    if there:
+        print("  Nothing was read; --force prepares it again.")
+
+
+@app.command("list")
+def list_(home: Home = None) -> None:
+    """List the data sets there are, and what is prepared."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from metazoo.dataset import datasets
+    from metazoo.store import data_home, prepared
+
+    table = Table("name", "title", "pixels", "classes", "images", "on disk", box=None, padding=(0, 2, 0, 0))
+    stores = prepared(home)
+    for name, sheet in datasets().items():
+        found = [(path, store) for path, store in stores if path.name.rpartition("-")[0] == name]
+        for path, store in found:
+            if isinstance(store, UserError):
+                table.add_row(name, sheet.title, path.name.rpartition("-")[2], "damaged", "", "")
+                continue
+            splits = store.manifest.splits.values()
+            classes = " / ".join(f"{len(entry.classes):,}" for entry in splits)
+            images = " / ".join(f"{sum(entry.counts):,}" for entry in splits)
+            table.add_row(name, sheet.title, str(store.manifest.size), classes, images, _megabytes(store))
+        if not found:
+            classes = " / ".join(f"{count.classes:,}" for count in sheet.expected.values())
+            images = " / ".join(f"{count.images:,}" for count in sheet.expected.values())
+            state = "built when first used" if sheet.embedded else "not prepared"
+            table.add_row(name, sheet.title, str(sheet.size), classes, images, state)
+    console = Console()
+    console.print(table)
+    console.print(f"Prepared data sets are in {data_home(home)}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="One data set; all that are prepared by default.")] = None,
+    home: Home = None,
+) -> None:
+    """Hash what is prepared again, and say which file is not what was packed."""
+    from metazoo.dataset import dataset
+    from metazoo.store import data_home, prepared
+
+    if name is not None:
+        dataset(name)
+    stores = [(path, store) for path, store in prepared(home) if name in (None, path.name.rpartition("-")[0])]
+    if not stores:
+        raise UserError(f"{name or 'Nothing'} is {'not ' if name else ''}prepared in {data_home(home)}.")
+    faults = []
+    for path, store in stores:
+        try:
+            if isinstance(store, UserError):
+                raise store
+            store.verify()
+            print(f"sound    {path}")
+        except UserError as fault:
+            print(f"damaged  {path}")
+            faults.append(str(fault))
+    if faults:
+        raise UserError(" ".join(faults))
+
+
+@app.command()
+def show(
+    name: Name,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    ways: Annotated[int, typer.Option(help="Classes in the episode.")] = 5,
+    shots: Annotated[int, typer.Option(help="Support images a class.")] = 1,
+    queries: Annotated[int, typer.Option(help="Query images a class.")] = 15,
+    episode: Annotated[int, typer.Option(help="Which episode of the endless list.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which list of episodes.")] = 0,
+    size: Size = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The PNG [default: NAME-SPLIT-EPISODE.png].")] = None,
+    home: Home = None,
+) -> None:
+    """Draw one episode as a contact sheet, support and query labelled."""
+    from metazoo.contact_sheet import contact_sheet
+    from metazoo.episodes import EpisodeSampler
+    from metazoo.files import replacing
+    from metazoo.store import open_store
+
+    store = open_store(name, size, home)
+    images = store.split(split)
+    rows = EpisodeSampler(images, ways, shots, queries, seed).rows(episode, 1)
+    title = (
+        f"{store.manifest.title}, {split}: {ways}-way {shots}-shot, {queries} queries a class; "
+        f"episode {episode} of seed {seed}"
+    )
+    out = out or Path(f"{name}-{split}-{episode}.png")
+    sheet = contact_sheet(images, rows, title)
+    try:
+        with replacing(out) as file:
+            sheet.save(file, format="PNG")
+    except OSError as error:
+        raise UserError(f"{out} could not be written ({error.strerror}); choose another file with --out.") from error
+    print(f"Wrote {out}.")
+
+
+def _describe(store: Store) -> None:
+    for split, entry in store.manifest.splits.items():
+        print(f"  {split:<5} {len(entry.classes):>5,} classes {sum(entry.counts):>7,} images")
+    read = ", ".join(str(source.get("file") or source.get("folder")) for source in store.manifest.source)
+    print(f"  read from {store.manifest.form}{read and ': '}{read}")
+    print(f"  {_megabytes(store)}, identity {store.manifest.identity[:16]}")
+
+
+def _megabytes(store: Store) -> str:
+    return f"{sum(store.file(split).stat().st_size for split in store.manifest.splits) / 1e6:,.0f} MB"
