@@ -50,8 +50,8 @@ class CxGrad(MAML):
     def begin(self, tasks: TaskBatch) -> None:
         """The context starts at zero and is updated once, at the scaled initial weights, which are not kept."""
         initial = dict(tasks.weights)
-        template = self.scaler[0].weight
-        tasks.weights[CONTEXT] = template.new_zeros(len(tasks), self.settings.context_size, requires_grad=True)
+        zeros = initial[self.scaled[0]].new_zeros(len(tasks), self.settings.context_size)
+        tasks.weights[CONTEXT] = zeros.requires_grad_()
         self.rescale(tasks)
         change = tasks.gradients(tasks.support_loss(), first_order=True)[CONTEXT]
         tasks.weights.update(initial)

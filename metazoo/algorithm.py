@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from metazoo.backbones import Backbone, Role
+from metazoo.errors import Incompatible
 from metazoo.learner import Learner, TaskBatch, cross_entropy
 from metazoo.schema import Strict
 
@@ -97,6 +98,8 @@ class InnerLoop(Algorithm):
 
     def __init__(self, backbone: Backbone, settings: Algorithm.Settings | None = None):
         super().__init__(backbone, settings)
+        if not self.adapts():
+            raise Incompatible(f"{self.name} adapts nothing: give at least one role an inner learning rate above 0.")
         self._learner = [Learner(backbone, self.adapts())]  # in a list, so that it registers no module twice
 
     def adapts(self) -> set[Role]:
