@@ -1,0 +1,225 @@
+"""Evaluation: what a finished run scores on the fixed test episodes of its own or another data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from metazoo import assembly, hardware, records, registry
+from metazoo.algorithm import Algorithm
+from metazoo.checkpoint import Entry
+from metazoo.config import code_version, describe
+from metazoo.episodes import Episodes, EpisodeStream
+from metazoo.errors import UserError
+from metazoo.progress import Reporter
+from metazoo.records import Evaluation, Interval, Record, Rule
+from metazoo.run import Run, now
+from metazoo.statistics import episode_interval, query_interval
+from metazoo.store import open_store
+
+RULES: tuple[Rule, ...] = ("last", "best", "ensemble")
+
+GPU_TASKS = 32
+"""Tasks a GPU adapts in one pass unless told otherwise; halved until they fit."""
+
+GATHER_TASKS = 16
+"""Episodes gathered at a time, at least: gathering few at a time costs more."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def evaluate(
+    run: Run,
+    target: str | None = None,
+    *,
+    episodes: int = 600,
+    episode_seed: int = 0,
+    rules: Sequence[Rule] = RULES,
+    device: str = "auto",
+    tasks_per_pass: int | None = None,
+    command: str = "",
+    reporter: Reporter | None = None,
+    data_home: Path | None = None,
+) -> Record:
+    """Score a finished run on the test episodes of `target` (its source by default), under each selection rule.
+
+    `last` takes the weights after the last epoch, `best` those with the highest validation accuracy; `ensemble` is the
+    mean of the raw query logits of the best ones (as many as the run kept), each adapted by itself. The record is
+    appended to the run's records, too; one that is there already, of the same target, episodes, data and code, is
+    returned as it is.
+
+    Raises UserError for a run that is not finished, a damaged checkpoint, or a data set the run cannot be tested on;
+    OutOfMemory where the device's memory does not suffice.
+    """
+    reporter = reporter or Reporter()
+    if run.state == "diverged":
+        raise UserError(f"{run.name} cannot be evaluated. {run.reason}")
+    summary = run.summary
+    if episodes < 2:
+        raise UserError(f"An interval over episodes needs at least 2 episodes, not {episodes}.")
+    for rule in rules:
+        if rule not in RULES:
+            raise UserError(f"There is no selection rule '{rule}'; known: {', '.join(RULES)}.")
+    config = run.config
+    target = target or config.source
+    code = code_version(registry.algorithm(config.algorithm))
+    if code != run.code:
+        reporter.note(f"{run.name} was trained with the code {run.code} and is evaluated with {code}.")
+    store = open_store(target, config.size, home=data_home)
+    data = {"source": run.data, "target": store.manifest.identity}
+    if target == config.source and data["target"] != run.data:
+        raise UserError(
+            f"The packed {store.manifest.title} is not the one that {run.folder} was trained on, so its test classes "
+            "may have been seen; train anew, or prepare the data set as it was."
+        )
+    for record in records.read([run.records] if run.records.exists() else []):
+        asked = (target, "test", episodes, episode_seed, data, code)
+        if asked == (record.target, record.split, record.episodes, record.episode_seed, record.data, record.code):
+            if set(rules) <= set(record.evaluations):
+                return record
+            rules = [rule for rule in RULES if rule in rules or rule in record.evaluations]
+
+    place = hardware.choose(device)
+    channels, standard = run.provenance.channels, (run.provenance.mean, run.provenance.std)
+    standard_of_run = assembly.moments(config, channels, standard)
+    stream = assembly.episodes(config, store, "test", episode_seed, place, channels, standard_of_run)
+    chosen = {rule: _choose(run, rule) for rule in rules}
+    # One model for each epoch, however many rules chose it.
+    entries = {entry.epoch: entry for rule in rules for entry in chosen[rule]}
+    models = {epoch: _restore(run, entry, place) for epoch, entry in entries.items()}
+    committees = {rule: [models[entry.epoch] for entry in chosen[rule]] for rule in rules}
+    started = time.perf_counter()
+    memory = hardware.memory_sentences(place, f"evaluating {run.name}", "lower tasks_per_pass, which changes no result")
+    with reporter.stage(f"evaluating on {target}", episodes) as stage, memory:
+        correct = count_correct(committees, stream, episodes, place, tasks_per_pass, stage.update)
+    seconds = time.perf_counter() - started
+    queries = config.ways * config.queries
+    record = Record(
+        run=run.name,
+        config=dict(describe(config)),
+        data=data,
+        code=code,
+        target=target,
+        episodes=episodes,
+        episode_seed=episode_seed,
+        queries_per_episode=queries,
+        evaluations={
+            rule: Evaluation(
+                accuracy=interval(correct[rule], queries),
+                correct=correct[rule],
+                epochs=[entry.epoch for entry in chosen[rule]],
+            )
+            for rule in rules
+        },
+        batch_norm=batch_norm(next(iter(models.values()))),
+        parameters=summary.parameters,
+        command=command or run.provenance.command,
+        versions=summary.versions,
+        hardware=summary.hardware,
+        created=now(),
+        training_seconds=summary.training_seconds,
+        evaluation_seconds=round(seconds, 3),
+        tasks_per_second=summary.tasks_per_second,
+        peak_memory_mb=summary.peak_memory_mb,
+    )
+    records.append(run.records, record)
+    return record
+
+
+def interval(correct: Sequence[int], queries: int) -> Interval:
+    """Mean accuracy over episodes of `queries` query predictions each, with both of its 95 % half-widths."""
+    mean = sum(correct) / (len(correct) * queries)
+    return Interval(
+        mean=mean,
+        over_episodes=episode_interval([count / queries for count in correct]),
+        over_queries=query_interval(mean, len(correct) * queries),
+    )
+
+
+def count_correct(
+    committees: Mapping[Key, Sequence[Algorithm]],
+    stream: EpisodeStream,
+    episodes: int,
+    device: torch.device,
+    tasks_per_pass: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> dict[Key, list[int]]:
+    """Correct query predictions of each committee on each of the first `episodes` episodes of a stream.
+
+    A committee predicts by the mean of its members' raw logits; a model that is in several of them adapts once. Torch's
+    global generators are left as they were. `progress` is called with the number of episodes done and may raise.
+    """
+    models = {id(model): model for members in committees.values() for model in members}
+    modes = {key: model.training for key, model in models.items()}
+    size = hardware.tasks_at_once(tasks_per_pass, device, GPU_TASKS)
+    counts: dict[Key, list[Tensor]] = {key: [] for key in committees}
+    done = 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for model in models.values():
+            model.eval()
+        try:
+            while done < episodes:
+                batch = stream.batch(done, min(max(size, GATHER_TASKS), episodes - done))
+                try:
+                    logits = {key: _logits(model, batch, size) for key, model in models.items()}
+                except RuntimeError as error:
+                    if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
+                        raise
+                    size //= 2
+                    continue
+                for committee, members in committees.items():
+                    mean = torch.stack([logits[id(model)] for model in members]).mean(dim=0)
+                    counts[committee].append((mean.argmax(dim=-1) == batch.query_y).sum(dim=-1))
+                done += len(batch)
+                progress(done)
+        finally:
+            for key, model in models.items():
+                model.train(modes[key])
+    return {committee: torch.cat(parts).tolist() for committee, parts in counts.items()}
+
+
+def batch_norm(model: nn.Module) -> str:
+    """Whose statistics the model's batch normalisation uses at test time, in words."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return "none"
+    if any(norm.track_running_stats for norm in norms):
+        return "running statistics"
+    return "batch statistics, of support and query sets each by itself"
+
+
+def _logits(model: Algorithm, batch: Episodes, size: int) -> Tensor:
+    return torch.cat([model.predict(part).detach() for part in batch.chunks(size)])
+
+
+def _choose(run: Run, rule: Rule) -> list[Entry]:
+    """The checkpoints that a rule takes, best first where validation ranks them."""
+    index = run.checkpoints.index
+    if index.last is None or not index.best:
+        raise UserError(f"The run {run.folder} has no checkpoints; delete its folder to train anew.")
+    return {"last": [index.last], "best": index.best[:1], "ensemble": index.best}[rule]
+
+
+def _restore(run: Run, entry: Entry, device: torch.device) -> Algorithm:
+    """The run's method with the weights of a checkpoint."""
+    with torch.random.fork_rng(devices=[]):
+        model = assembly.build(run.config, run.provenance.channels)
+    load_weights(model, run.checkpoints.load(entry)["model"], run)
+    return model.to(device)
+
+
+def load_weights(model: Algorithm, weights: Mapping[str, Tensor], run: Run) -> None:
+    """Give a model the weights of a checkpoint; a UserError where they are those of other code."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(
+            f"The checkpoints of {run.folder} do not fit the method '{run.config.algorithm}' as it is now written; "
+            "delete the run's folder to train anew, or go back to the code it was trained with."
+        ) from None

@@ -1,0 +1,117 @@
+"""The device a run works on: choosing it, describing it, and saying what to do when its memory is full."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import metazoo
+from metazoo.errors import OutOfMemory, UserError
+
+_FULL = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate|not enough memory|DefaultCPUAllocator|STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def choose(name: str) -> torch.device:
+    """The device called `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`; a UserError where there is none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"There is no device '{name}'; a device is auto, cpu, cuda or cuda:N.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not gpus:
+            raise UserError("PyTorch sees no GPU here; use --device cpu, or auto for whatever there is.")
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if device.index >= gpus:
+            raise UserError(f"There is no device '{name}'; PyTorch sees {gpus} of them, counted from cuda:0.")
+    return device
+
+
+def tasks_at_once(tasks_per_pass: int | None, device: torch.device, automatic: int) -> int:
+    """How many tasks one pass stacks: as asked, else 1 on a CPU (stacking does not pay there), else `automatic`."""
+    if tasks_per_pass is None:
+        return automatic if device.type == "cuda" else 1
+    if tasks_per_pass < 1:
+        raise UserError(f"A pass needs at least one task; tasks_per_pass is {tasks_per_pass}.")
+    return tasks_per_pass
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number: Python, the libraries, and CUDA and cuDNN where PyTorch has them."""
+    found = {"python": platform.python_version(), "metazoo": metazoo.__version__}
+    for package in ("torch", "learn2learn", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda and torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    return found
+
+
+def describe(device: torch.device) -> str:
+    """The device in words: `NVIDIA H200 (140 GiB)`, or the CPU's name with the threads that PyTorch uses."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()} ({threads} of {os.cpu_count()} cores, {_memory_gib():.0f} GiB)"
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to measure a GPU's peak memory anew; the peak of a process on a CPU cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: of the tensors on a GPU; on a CPU, of the whole process (resident) since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@contextmanager
+def memory_sentences(device: torch.device, doing: str, remedy: str) -> Iterator[None]:
+    """Turn any of the errors for exhausted memory into an OutOfMemory that says what was done and what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = "The GPU" if device.type == "cuda" else "The machine"
+        raise OutOfMemory(f"{place} ran out of memory {doing}; {remedy}.") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory is exhausted, whichever of PyTorch's several ways it says so."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _FULL.search(str(error)) is not None
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

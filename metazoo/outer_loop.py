@@ -1,0 +1,284 @@
+"""The outer loop: one training under way, from a checkpoint to the next."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+from metazoo import assembly, hardware
+from metazoo.backbones import parameter_count
+from metazoo.config import RunConfig, TrainingSettings
+from metazoo.errors import Diverged
+from metazoo.evaluation import count_correct, interval, load_weights
+from metazoo.metrics import MetricsLog
+from metazoo.progress import Reporter, Stage
+from metazoo.run import Run, Summary
+from metazoo.store import Store
+
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written this often inside an epoch; at an epoch's end there always is one."""
+
+LOOK_SECONDS = 0.5
+"""Loss and accuracy are read from the device this often: each reading waits for all the work that is queued there."""
+
+
+def outer_lr(settings: TrainingSettings, epoch: int) -> float:
+    """The outer rate of epoch e (from 0): constant, or min + (lr0 - min) (1 + cos(pi e / epochs)) / 2."""
+    if settings.schedule == "constant":
+        return settings.outer_lr
+    turn = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return settings.min_outer_lr + (settings.outer_lr - settings.min_outer_lr) * turn
+
+
+class Stopped(Exception):
+    """Leaves the loops when a stop was requested."""
+
+
+class StopRequest:
+    """Whether SIGINT or SIGTERM asked to stop while the block ran; a second signal interrupts at once.
+
+    Outside the main thread signals cannot be caught, and nothing is ever requested.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopRequest:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Trainer:
+    """A training under way: model, optimiser, episodes, and how far it has come."""
+
+    def __init__(
+        self, config: RunConfig, store: Store, device: torch.device, tasks_per_pass: int | None, reporter: Reporter
+    ):
+        self.settings = config.training
+        self.device = device
+        self.reporter = reporter
+        self.asked_tasks_per_pass = tasks_per_pass
+        self.tasks_per_pass = hardware.tasks_at_once(tasks_per_pass, device, self.settings.meta_batch)
+        channels = store.manifest.channels
+        standard = assembly.moments(config, channels, (store.manifest.mean, store.manifest.std))
+        self.model = assembly.build(config, channels).to(device)
+        self.stream = assembly.episodes(config, store, "train", config.seed, device, channels, standard)
+        # The validation episodes are the same for every seed.
+        self.validation = assembly.episodes(config, store, "val", 0, device, channels, standard)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.settings.outer_lr)
+        self.queries = config.ways * config.queries
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.iteration = 0
+        """Finished outer iterations."""
+        self.epoch = 0
+        """Finished epochs."""
+        self.epoch_seconds = 0.0
+        self.training_seconds = 0.0
+        self.validation_seconds = 0.0
+        self.peak_memory_mb = 0.0
+        hardware.reset_peak(device)
+
+    def resume(self, run: Run) -> None:
+        """Take up the run's last checkpoint, if there is one, and open its log."""
+        self.run, self.checkpoints = run, run.checkpoints
+        index = self.checkpoints.index
+        self.checkpoints.tidy(index)
+        if index.last is not None:
+            self._load(self.checkpoints.load(index.last))
+        step = self.epoch * self.settings.iterations_per_epoch
+        self.log = MetricsLog(run.folder / "metrics.jsonl", run.folder / "tensorboard", index.metrics_bytes, step)
+
+    def train(self, stop: StopRequest) -> None:
+        """Train to the end; `Stopped` leaves at the next safe point after a stop was requested."""
+        while self.epoch < self.settings.epochs:
+            self._train_epoch(stop)
+            self._check_finite()
+            self._end_epoch(self._validate(stop))
+
+    def save(self) -> None:
+        """Write a checkpoint of where the training stands, unless what it would hold is not a number."""
+        self._check_finite()
+        self._write_checkpoint()
+
+    def summary(self) -> Summary:
+        tasks = self.iteration * self.settings.meta_batch
+        return Summary(
+            training_seconds=round(self.training_seconds, 3),
+            validation_seconds=round(self.validation_seconds, 3),
+            tasks_per_second=round(tasks / max(self.training_seconds, 1e-9), 3),
+            peak_memory_mb=round(self._peak(), 1),
+            parameters=parameter_count(self.model),
+            versions=hardware.versions(),
+            hardware=hardware.describe(self.device),
+        )
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        settings = self.settings
+        first_order = self.epoch < settings.first_order_epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = outer_lr(settings, self.epoch)
+        end = (self.epoch + 1) * settings.iterations_per_epoch
+        before = self.epoch_seconds
+        begun = looked = saved = time.perf_counter()
+        first = self.iteration
+        self.model.train()
+        with self.reporter.stage("training", settings.epochs * settings.iterations_per_epoch, self.iteration) as stage:
+            while self.iteration < end:
+                if stop.requested:
+                    raise Stopped
+                self._step(first_order)
+                self.iteration += 1
+                clock = time.perf_counter()
+                if clock - looked >= LOOK_SECONDS:
+                    self._look(stage, (self.iteration - first) * settings.meta_batch / (clock - begun))
+                    looked = time.perf_counter()
+                self.epoch_seconds = before + clock - begun
+                if clock - saved >= CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.perf_counter()
+            self.loss_sum.item()  # on a GPU, wait for the work that is still queued: it belongs to this epoch's time
+            self.epoch_seconds = before + time.perf_counter() - begun
+
+    def _step(self, first_order: bool) -> None:
+        """One outer iteration. Nothing here waits for the device."""
+        settings = self.settings
+        scale = 1 / settings.meta_batch if settings.reduction == "mean" else 1.0
+        batch = self.stream.batch(self.iteration * settings.meta_batch, settings.meta_batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in batch.chunks(self.tasks_per_pass):
+            outcome = self.model.learn(part, first_order=first_order)
+            (outcome.losses.sum() * scale).backward()
+            self.loss_sum += outcome.losses.detach().sum()
+            self.correct += (outcome.logits.detach().argmax(dim=-1) == part.query_y).sum()
+        if settings.gradient_clamp is not None:
+            torch.nn.utils.clip_grad_value_(self.parameters, settings.gradient_clamp)
+        self.optimizer.step()
+
+    def _look(self, stage: Stage, tasks_per_second: float) -> None:
+        loss, accuracy = self._averages()
+        if not math.isfinite(loss):
+            raise self._diverged()
+        stage.update(self.iteration, {"loss": loss, "accuracy": accuracy, "tasks/s": tasks_per_second})
+
+    def _averages(self) -> tuple[float, float]:
+        """Mean loss and accuracy of this epoch's tasks so far; waits for the device."""
+        tasks = max(1, (self.iteration - self.epoch * self.settings.iterations_per_epoch) * self.settings.meta_batch)
+        return self.loss_sum.item() / tasks, self.correct.item() / (tasks * self.queries)
+
+    def _check_finite(self) -> None:
+        """Raise Diverged unless the epoch's losses and all meta-parameters are numbers."""
+        parameters = (parameter.detach().sum(dtype=torch.float64) for parameter in self.parameters)
+        sums = torch.stack([self.loss_sum, *parameters])
+        if not bool(sums.isfinite().all()):
+            raise self._diverged()
+
+    def _diverged(self) -> Diverged:
+        kept = f"checkpoints up to epoch {self.epoch} are kept" if self.epoch else "no epoch was finished"
+        return Diverged(
+            f"Training diverged in epoch {self.epoch + 1}: by iteration {self.iteration} the loss or a meta-parameter "
+            f"was not a number ({kept}). Lower outer_lr or the method's inner rate, or set gradient_clamp."
+        )
+
+    def _validate(self, stop: StopRequest) -> list[int]:
+        begun = time.perf_counter()
+        episodes = self.settings.validation_episodes
+        with self.reporter.stage("validation", episodes) as stage:
+
+            def progress(done: int) -> None:
+                if stop.requested:
+                    raise Stopped
+                stage.update(done)
+
+            committees = {"validation": [self.model]}
+            asked = self.asked_tasks_per_pass
+            correct = count_correct(committees, self.validation, episodes, self.device, asked, progress)["validation"]
+        self.epoch_validation_seconds = time.perf_counter() - begun
+        return correct
+
+    def _end_epoch(self, correct: list[int]) -> None:
+        settings = self.settings
+        loss, accuracy = self._averages()
+        scored = interval(correct, self.queries)
+        rate = settings.iterations_per_epoch * settings.meta_batch / max(self.epoch_seconds, 1e-9)
+        self.epoch += 1
+        self.log.write(
+            {
+                "epoch": self.epoch,
+                "iteration": self.iteration,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "validation_accuracy": scored.mean,
+                "validation_interval": scored.over_episodes,
+                "outer_lr": outer_lr(settings, self.epoch - 1),
+                "tasks_per_second": round(rate, 3),
+                "seconds": round(self.epoch_seconds, 3),
+                "validation_seconds": round(self.epoch_validation_seconds, 3),
+            }
+        )
+        self.training_seconds += self.epoch_seconds
+        self.validation_seconds += self.epoch_validation_seconds
+        self.epoch_seconds = 0.0
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        self._write_checkpoint(sum(correct))
+
+    def _write_checkpoint(self, validated: int | None = None) -> None:
+        weights = {"model": self.model.state_dict()}
+        self.checkpoints.save(
+            {**weights, **self._state()},
+            epoch=self.epoch,
+            iteration=self.iteration,
+            metrics_bytes=self.log.position,
+            candidate=None if validated is None else (weights, validated),
+            keep=self.settings.keep,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "epoch": self.epoch,
+            "loss_sum": self.loss_sum,
+            "correct": self.correct,
+            "seconds": [self.epoch_seconds, self.training_seconds, self.validation_seconds],
+            "peak_memory_mb": self._peak(),
+            "generator": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["gpu_generator"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _load(self, state: dict[str, Any]) -> None:
+        load_weights(self.model, state["model"], self.run)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.epoch = state["iteration"], state["epoch"]
+        self.loss_sum = state["loss_sum"].to(self.device)
+        self.correct = state["correct"].to(self.device)
+        self.epoch_seconds, self.training_seconds, self.validation_seconds = state["seconds"]
+        self.peak_memory_mb = state["peak_memory_mb"]
+        torch.set_rng_state(state["generator"])
+        if self.device.type == "cuda" and "gpu_generator" in state:
+            torch.cuda.set_rng_state(state["gpu_generator"], self.device)
+
+    def _peak(self) -> float:
+        return max(self.peak_memory_mb, hardware.peak_memory_mb(self.device))

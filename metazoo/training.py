@@ -1,0 +1,125 @@
+"""Training: the outer loop of every method, in a run's folder from which it can go on after any interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from metazoo import hardware, registry
+from metazoo.config import RunConfig, code_version, identity, resolve, run_name
+from metazoo.errors import Diverged, OutOfMemory, UserError
+from metazoo.outer_loop import Stopped, StopRequest, Trainer
+from metazoo.progress import Reporter
+from metazoo.run import Provenance, Run, now
+from metazoo.store import open_store
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop and did, after saving; the message says how to go on."""
+
+
+def train(
+    config: RunConfig,
+    *,
+    home: Path,
+    device: str = "auto",
+    tasks_per_pass: int | None = None,
+    command: str = "",
+    reporter: Reporter | None = None,
+    data_home: Path | None = None,
+) -> Run:
+    """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
+
+    `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch on a GPU and 1 on a CPU. It changes
+    memory and speed, and the result only by rounding. What cannot work is refused before anything is written.
+
+    Raises:
+        UserError: for a config, data set or folder that cannot be used.
+        Incompatible: for a method and a backbone that cannot work together.
+        Diverged: when the loss is not a number, also on every later call: the run is marked.
+        OutOfMemory: when the device's memory does not suffice; the run is marked and can go on with other options.
+        Interrupted: on SIGINT or SIGTERM (in the main thread), after saving.
+    """
+    method = registry.algorithm(config.algorithm)
+    store = open_store(config.source, config.size, home=data_home)
+    config = resolve(config, store.manifest.size)
+    data, code = store.manifest.identity, code_version(method)
+    folder = Path(home) / run_name(config, data, code)
+    run = None
+    if Run.exists(folder):
+        run = Run.open(folder)
+        if run.provenance.identity != identity(config, data, code):
+            raise UserError(f"{folder} holds another run than the one asked for; move it away, or name another --runs.")
+        if run.state == "done":
+            return run
+        if run.state == "diverged":
+            raise Diverged(run.reason)
+    place = hardware.choose(device)
+    # The caller's random numbers are left as they were.
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        trainer = Trainer(config, store, place, tasks_per_pass, reporter or Reporter())
+        if run is None:
+            manifest = store.manifest
+            provenance = Provenance(
+                identity=identity(config, data, code),
+                data=data,
+                code=code,
+                channels=manifest.channels,
+                mean=list(manifest.mean),
+                std=list(manifest.std),
+                command=command,
+                created=now(),
+            )
+            with _writable(folder):
+                run = Run.create(folder, config, provenance)
+        with _writable(folder), run.lock():
+            if run.state != "done":
+                _train_marking_state(trainer, run)
+    return run
+
+
+def _train_marking_state(trainer: Trainer, run: Run) -> None:
+    """Train, and leave in the run's folder how it ended."""
+    remedy = "lower tasks_per_pass"
+    if trainer.tasks_per_pass > 1:
+        remedy += f" (now {trainer.tasks_per_pass}; it changes no result)"
+    remedy += ", then meta_batch, queries or the backbone's filters"
+    try:
+        with StopRequest() as stop, hardware.memory_sentences(trainer.device, f"training {run.name}", remedy):
+            trainer.resume(run)
+            run.mark("running")
+            try:
+                trainer.train(stop)
+            except Stopped:
+                trainer.save()
+                raise Interrupted(f"Stopped after iteration {trainer.iteration} and saved; {run.resume_hint}") from None
+            finally:
+                trainer.log.close()
+        run.finish(trainer.summary())
+    except Diverged as error:
+        run.mark("diverged", str(error))
+        raise
+    except OutOfMemory as error:
+        run.mark("out of memory", str(error))
+        raise
+    except KeyboardInterrupt as error:
+        run.mark("interrupted", str(error) or "stopped before it could save; the last checkpoint holds")
+        raise
+    except Exception as error:
+        run.mark("error", f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Say in a sentence what is wrong when the run's folder cannot be written: a full disk, a missing permission."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The run {folder} could not be written ({error.strerror or error}); what was saved before is intact, and "
+            "the same command goes on from it once there is room and permission to write."
+        ) from error
