@@ -25,7 +25,7 @@ class Leaky(MAML):
     carried = 0.0
 
     def begin(self, tasks):
-        tasks.weights["head.bias"] = tasks.weights["head.bias"] + type(self).carried
+        tasks.weights["head.weight"] = tasks.weights["head.weight"] * (1 + type(self).carried)
         type(self).carried += float(tasks.episodes.support_x.mean())
 
 
@@ -43,13 +43,9 @@ class SecretlyAdaptsHead(BOIL):
 
     name, title, paper = "secret", "Secret", "None."
 
-    def adapts(self):
-        declared = super().adapts()
-        return declared if hasattr(self, "_learner") else declared | {"head"}
-
-    def build(self):
-        super().build()
-        self.rates = {name: 0.5 for name in self.backbone.roles()}
+    def begin(self, tasks):
+        tasks.weights["head.weight"] = self.backbone.head.weight.expand(len(tasks), -1, -1)
+        self.rates["head.weight"] = 0.5
 
 
 class ReadsQueryLabels(MAML):

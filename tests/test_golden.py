@@ -107,7 +107,9 @@ def test_the_leaky_family(case: str) -> None:
     names = {f"conv{n}.W": f"backbone.body.block{n}.conv.weight" for n in range(1, 5)}
     names |= {"head.W": "backbone.head.weight", "head.b": "backbone.head.bias"}
     names |= {"bn4.W": "backbone.body.block4.norm.weight"}
-    names |= {f"mlp.{k}{n}": f"{auxiliary}.{2 * n - 2}.{w}" for n in (1, 2) for k, w in (("W", "weight"), ("b", "bias"))}
+    names |= {
+        f"mlp.{k}{n}": f"{auxiliary}.{2 * n - 2}.{w}" for n in (1, 2) for k, w in (("W", "weight"), ("b", "bias"))
+    }
     for tensor, expected in FAMILY[case]["gradients"].items():
         gradient = result.meta_gradients[names[tensor]]
         assert gradient is not None

@@ -74,7 +74,9 @@ def test_tasks_per_pass_changes_no_result(name: str) -> None:
         part = meta_step(algorithm, episodes, tasks_per_pass)
         assert part.keys() == whole.keys()
         for key, value in part.items():
-            torch.testing.assert_close(value, whole[key], atol=1e-10, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                value, whole[key], atol=1e-10, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
+            )
     logits = algorithm.predict(episodes)
     for task, chunk in enumerate(episodes.chunks(1)):
         torch.testing.assert_close(algorithm.predict(chunk)[0], logits[task], atol=1e-10, rtol=0)
