@@ -1,0 +1,267 @@
+"""Leaderboards: which cells of a suite are missing, and what the records say of those that are not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metazoo import registry
+from metazoo.config import code_version, describe
+from metazoo.errors import UserError
+from metazoo.published import Literature, Number, literature
+from metazoo.records import Record, Rule, Status, read
+from metazoo.statistics import episode_interval, indistinguishable_from_best, query_interval, ranks, seed_spread
+from metazoo.store import MANIFEST, Manifest, store_path
+from metazoo.suite import Column, Row, Suite, Training
+
+FAILURES = "failures.jsonl"
+"""Beside the runs: why cells have no run's folder to say it, or no result in it."""
+
+SETTLED: tuple[Status, ...] = ("done", "diverged", "incompatible")
+"""What would end the same way again; every other cell is tried anew."""
+
+
+@dataclass(frozen=True)
+class Identities:
+    """What the code of each method and the data sets prepared here are now; a record may be of others."""
+
+    code: Mapping[str, str]
+    data: Mapping[tuple[str, int], str]
+    """By (data set, size); what is not prepared here is missing, and then not compared."""
+
+    @classmethod
+    def of(cls, suite: Suite, data_home: Path | None = None) -> Identities:
+        """Those of a suite's methods and data sets; nothing is built or prepared for it."""
+        code = {row.entry.method: code_version(registry.algorithm(row.entry.method)) for row in suite.rows}
+        data = {}
+        for training in suite.trainings:
+            for name in {suite.source, *training.targets}:
+                size = training.config.size or 0
+                path = store_path(name, size, data_home) / MANIFEST
+                if (name, size) not in data and path.is_file():
+                    data[name, size] = Manifest.read(path).identity
+        return cls(code, data)
+
+    def departures(self, record: Record) -> tuple[str, ...]:
+        """What the record was made with that is not what is here: any of code, training data, test data."""
+        config = record.config
+        there = {
+            "code": (record.code, self.code.get(config["algorithm"])),
+            "training data": (record.data.get("source"), self.data.get((config["source"], config["size"]))),
+            "test data": (record.data.get("target"), self.data.get((record.target, config["size"]))),
+        }
+        return tuple(what for what, (made, now) in there.items() if now is not None and made != now)
+
+
+class Shelf:
+    """Records by the cell they are of: config, target, number of test episodes and their seed."""
+
+    def __init__(self, records: Iterable[Record], identities: Identities):
+        self.identities = identities
+        self._records: dict[str, list[Record]] = {}
+        for record in records:
+            if record.split == "test":
+                key = _key(record.config, record.target, record.episodes, record.episode_seed)
+                self._records.setdefault(key, []).append(record)
+
+    def find(self, suite: Suite, config: Mapping[str, Any], target: str) -> Record | None:
+        """The record of one cell and seed: made with what is here now before others, with a result, the latest."""
+        key = _key(config, target, suite.evaluation.episodes, suite.evaluation.seed)
+        found = self._records.get(key, [])
+        ranked = sorted(found, key=lambda record: (not self.identities.departures(record), record.status == "done"))
+        return ranked[-1] if ranked else None
+
+
+def missing(suite: Suite, shelf: Shelf) -> list[Training]:
+    """The trainings with the targets whose record is not there, or was made with other code or data."""
+    wanted = []
+    for training in suite.trainings:
+        targets = [target for target in training.targets if not _is_settled(suite, shelf, training, target)]
+        if targets:
+            wanted.append(Training(training.label, training.config, tuple(targets)))
+    return wanted
+
+
+def gather(runs: Path, files: Sequence[Path] = ()) -> list[Record]:
+    """The records of all runs in a folder, and of further files."""
+    own = sorted(runs.glob("*/records.jsonl")) if runs.is_dir() else []
+    failures = [runs / FAILURES] if (runs / FAILURES).is_file() else []
+    return read([*files, *failures, *own])
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published number beside a measured one."""
+
+    number: Number
+    departures: Sequence[str] | None
+    """How the measured one departs from the published protocol (empty: not at all); None where that is not known."""
+    difference: float | None
+    """Measured minus published in percentage points, where nothing departs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is known of one method in one column; means over seeds where there are several."""
+
+    row: Row
+    column: Column
+    rule: Rule
+    seeds: Mapping[int, Record | None]
+    departures: tuple[str, ...] = ()
+    """What its records were made with that is not what is here now."""
+
+    @cached_property
+    def measured(self) -> list[Record]:
+        """The records that hold a result of the rule."""
+        return [record for record in self.seeds.values() if record and self.rule in record.evaluations]
+
+    @property
+    def status(self) -> str:
+        """`done`, `missing`, or why there is no result."""
+        if self.measured:
+            return "done"
+        return next((record.status for record in self.seeds.values() if record and record.status != "done"), "missing")
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why seeds have no result, each reason once."""
+        lost = [record for record in self.seeds.values() if record and record.status != "done"]
+        reasons = [f"{record.status}: {record.reason}" if record.reason else record.status for record in lost]
+        if any(record and record.status == "done" and self.rule not in record.evaluations for record in self.seeds.values()):
+            reasons.append(f"tested, but not by the rule '{self.rule}'")
+        return list(dict.fromkeys(reasons))
+
+    def accuracies(self, rule: Rule) -> NDArray[np.float64] | None:
+        """Accuracy [episodes] under a rule, averaged over seeds; None where a seed with a result has none of it."""
+        if not self.measured or any(rule not in record.evaluations for record in self.measured):
+            return None
+        counts = [np.array(record.evaluations[rule].correct) / record.queries_per_episode for record in self.measured]
+        return np.asarray(np.mean(counts, axis=0))
+
+    def result(self, rule: Rule | None = None) -> tuple[float, float] | None:
+        """Mean accuracy and the half-width of its interval over episodes."""
+        values = self.accuracies(rule or self.rule)
+        return None if values is None else (float(values.mean()), episode_interval(values))
+
+    @property
+    def over_queries(self) -> float | None:
+        """Half-width of the binomial interval over the queries of one seed: more seeds ask the same queries again."""
+        values = self.accuracies(self.rule)
+        if values is None:
+            return None
+        return query_interval(float(values.mean()), values.size * self.measured[0].queries_per_episode)
+
+    @property
+    def over_seeds(self) -> float | None:
+        """Standard deviation of the seeds' mean accuracies."""
+        return seed_spread([record.evaluations[self.rule].accuracy.mean for record in self.measured])
+
+    @property
+    def test_data(self) -> str:
+        """Identity of the data set it was tested on."""
+        return self.measured[0].data.get("target", "") if self.measured else ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a cell compares with the others of its column."""
+
+    rank: int
+    best: bool
+    """It is the best, or a paired test cannot tell it from the best."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A suite with what is known of its cells."""
+
+    suite: Suite
+    cells: Mapping[tuple[str, Column], Cell]
+    """By row label and column."""
+    standings: Mapping[tuple[str, Column], Standing]
+    beside: Mapping[tuple[str, Column], Sequence[Beside]]
+
+    @property
+    def measured(self) -> list[Record]:
+        """All records that a printed number comes from."""
+        return [record for cell in self.cells.values() for record in cell.measured]
+
+    @property
+    def shown(self) -> list[Record]:
+        """All records that the table speaks of, those without a result included."""
+        return [record for cell in self.cells.values() for record in cell.seeds.values() if record]
+
+
+def build(suite: Suite, shelf: Shelf, rule: Rule | None = None, papers: Literature | None = None) -> Leaderboard:
+    """The leaderboard of a suite from records, printed by `rule` where one is given and by the suite's otherwise."""
+    if rule is not None and rule not in suite.evaluation.rules:
+        raise UserError(
+            f"The suite {suite.name} does not evaluate the rule '{rule}'; its rules: {', '.join(suite.evaluation.rules)}."
+        )
+    cells = {
+        (row.label, column): _cell(suite, shelf, row, column, rule or row.rule)
+        for row in suite.rows
+        for column in suite.columns
+    }
+    standings: dict[tuple[str, Column], Standing] = {}
+    for column in suite.columns:
+        standings |= _standings([cell for (_, other), cell in cells.items() if other == column])
+    beside = {key: _beside(cell, suite, papers or literature()) for key, cell in cells.items()}
+    return Leaderboard(suite, cells, standings, beside)
+
+
+def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule) -> Cell:
+    configs = {seed: row.config(column.shots, seed) for seed in suite.seeds}
+    seeds = {seed: shelf.find(suite, describe(config), column.target) for seed, config in configs.items()}
+    # Seeds tested on different images would make a mean of nothing.
+    tested = Counter(record.data.get("target", "") for record in seeds.values() if record and record.status == "done")
+    for seed, record in seeds.items():
+        if record and record.status == "done" and record.data.get("target", "") != tested.most_common(1)[0][0]:
+            seeds[seed] = None
+    departures = {what: None for record in seeds.values() if record for what in shelf.identities.departures(record)}
+    return Cell(row, column, rule, seeds, tuple(departures))
+
+
+def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
+    """Ranks among the cells tested on the same images; on most of them, should the records disagree."""
+    tested = Counter(cell.test_data for cell in column if cell.measured)
+    compared = [cell for cell in column if cell.measured and cell.test_data == tested.most_common(1)[0][0]]
+    if not compared:
+        return {}
+    table = np.stack([values for cell in compared if (values := cell.accuracies(cell.rule)) is not None])
+    order, best = ranks(table), indistinguishable_from_best(table)
+    return {
+        (cell.row.label, cell.column): Standing(int(order[index]), bool(best[index]))
+        for index, cell in enumerate(compared)
+    }
+
+
+def _beside(cell: Cell, suite: Suite, papers: Literature) -> list[Beside]:
+    """The published numbers of a cell, those made in the same protocol first."""
+    config = describe(next(iter(cell.row.configs[cell.column.shots, seed] for seed in suite.seeds)))
+    result, found = cell.result(), []
+    for number in papers.of(cell.row.entry.method, config, cell.column.target):
+        departures = papers.departures(number, config, cell.rule, suite.evaluation.episodes)
+        same = departures is not None and not departures
+        found.append(Beside(number, departures, 100 * result[0] - number.accuracy if result and same else None))
+    return sorted(found, key=lambda beside: beside.departures is None or len(beside.departures) > 0)
+
+
+def _is_settled(suite: Suite, shelf: Shelf, training: Training, target: str) -> bool:
+    record = shelf.find(suite, describe(training.config), target)
+    if record is None or shelf.identities.departures(record) or record.status not in SETTLED:
+        return False
+    return record.status != "done" or set(suite.evaluation.rules) <= set(record.evaluations)
+
+
+def _key(config: Mapping[str, Any], target: str, episodes: int, episode_seed: int) -> str:
+    return json.dumps([config, target, episodes, episode_seed], sort_keys=True)

@@ -1,0 +1,237 @@
+"""Suites: the YAML that says what one leaderboard holds, and the trainings and cells that follow from it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from metazoo import registry
+from metazoo.config import RunConfig, resolve
+from metazoo.dataset import dataset
+from metazoo.errors import UserError, unknown
+from metazoo.records import Rule
+from metazoo.schema import Strict, parse, read_yaml
+
+OWN = ("size", "normalisation", "backbone", "training", "rule")
+"""What a method may have of its own in an as-published suite, and no method in a common one."""
+
+
+class MethodEntry(Strict):
+    """One row of the table: a method, and what it has of its own."""
+
+    method: str
+    label: str = ""
+    """What the row is called; the method's title by default."""
+    settings: dict[str, Any] = {}
+    size: PositiveInt | None = None
+    normalisation: Literal["none", "imagenet", "source"] | None = None
+    backbone: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    rule: Rule | None = None
+
+
+class EvaluationPlan(Strict):
+    """How every cell is tested, and which selection rule the table prints."""
+
+    episodes: int = Field(default=600, ge=2)
+    seed: NonNegativeInt = 0
+    """Names the fixed list of test episodes."""
+    rules: tuple[Rule, ...] = Field(default=("last", "best", "ensemble"), min_length=1)
+    printed: Rule = "best"
+
+
+class Suite(Strict):
+    """The cells of one table, all measured in one protocol.
+
+    In the `common` protocol all methods share everything but their own hyper-parameters (`settings`). In `as published`
+    each may have the backbone, training, pixels and selection rule of its paper or official code.
+    """
+
+    name: str
+    title: str
+    about: str = ""
+    """What the table is for and what limits it, printed below it."""
+    protocol: Literal["common", "as published"]
+    source: str
+    targets: tuple[str, ...] = ()
+    """Data sets tested on; the source by default, any other makes a cross-domain column."""
+    ways: PositiveInt = 5
+    shots: tuple[PositiveInt, ...] = (1,)
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    queries: PositiveInt = 15
+    size: PositiveInt | None = None
+    normalisation: Literal["none", "imagenet", "source"] = "none"
+    backbone: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    per_shots: dict[PositiveInt, dict[str, Any]] = {}
+    """Training settings that depend on the shots, as in `{5: {meta_batch: 2}}`; a method's own go before them."""
+    evaluation: EvaluationPlan = EvaluationPlan()
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_entries(cls, methods: Any) -> Any:
+        if not isinstance(methods, (list, tuple)):
+            return methods
+        return [{"method": entry} if isinstance(entry, str) else entry for entry in methods]
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns of the table, target by target."""
+        return [Column(target, shots) for target in self.targets or (self.source,) for shots in self.shots]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the table; every config in them is resolved, so a mistake in one is found here."""
+        return [self._row(entry) for entry in self.methods]
+
+    @cached_property
+    def trainings(self) -> list[Training]:
+        """Every training the suite needs, once each, also where two rows need the same one."""
+        needed: dict[str, Training] = {}
+        for row in self.rows:
+            for config in row.configs.values():
+                training = Training(row.label, config, self.targets or (self.source,))
+                needed.setdefault(config.model_dump_json(), training)
+        return list(needed.values())
+
+    def restricted(self, names: Sequence[str]) -> Suite:
+        """The same suite with the rows whose label or method is among `names`; a UserError for a name without a row."""
+        known = {word for row in self.rows for word in (row.label, row.entry.method)}
+        for name in names:
+            if name not in known:
+                raise unknown(f"row of the suite {self.name}", name, known)
+        kept = [row.entry for row in self.rows if {row.label, row.entry.method} & set(names)]
+        return self.model_copy(update={"methods": tuple(kept)})
+
+    def _row(self, entry: MethodEntry) -> Row:
+        label = entry.label or registry.algorithm(entry.method).title or entry.method
+        cells = itertools.product(self.shots, self.seeds)
+        configs = {(shots, seed): self._config(entry, label, shots, seed) for shots, seed in cells}
+        return Row(label, entry, entry.rule or self.evaluation.printed, configs)
+
+    def _config(self, entry: MethodEntry, label: str, shots: int, seed: int) -> RunConfig:
+        values = {
+            "algorithm": entry.method,
+            "settings": entry.settings,
+            "source": self.source,
+            "size": entry.size or self.size,
+            "normalisation": entry.normalisation or self.normalisation,
+            "ways": self.ways,
+            "shots": shots,
+            "queries": self.queries,
+            "backbone": _backbone(self.backbone, entry.backbone),
+            "training": {**self.training, **self.per_shots.get(shots, {}), **entry.training},
+            "seed": seed,
+        }
+        where = f"suite {self.name}, {label}" if entry.backbone or entry.training else f"suite {self.name}"
+        return resolve(parse(RunConfig, values, where), dataset(self.source).size)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: where methods are tested, and with how many shots."""
+
+    target: str
+    shots: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a method under a label, with the resolved config of each of its trainings."""
+
+    label: str
+    entry: MethodEntry
+    rule: Rule
+    configs: Mapping[tuple[int, int], RunConfig]
+    """By (shots, seed)."""
+
+    def config(self, shots: int, seed: int) -> RunConfig:
+        return self.configs[shots, seed]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a suite and the data sets it is tested on."""
+
+    label: str
+    config: RunConfig
+    targets: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What it is called while it runs: `MAML 1-shot seed 0`."""
+        return f"{self.label} {self.config.shots}-shot seed {self.config.seed}"
+
+
+def suites() -> dict[str, Path]:
+    """The suites that come with metazoo, by name."""
+    package = importlib.import_module("metazoo.benchmarks")
+    return {path.stem: path for path in sorted(Path(package.__path__[0]).glob("suites/*.yaml"))}
+
+
+def load(name: str) -> Suite:
+    """The suite of that name, or in that YAML file; a UserError that names the mistake where there is one."""
+    known = suites()
+    if name in known:
+        return read(known[name])
+    if name.endswith((".yaml", ".yml")) or os.sep in name or Path(name).is_file():
+        return read(Path(name))
+    raise unknown("suite", name, known)
+
+
+def read(path: Path) -> Suite:
+    """The suite in a YAML file, checked to its last config."""
+    suite = parse(Suite, read_yaml(path), str(path))
+    for problem in _problems(suite):
+        raise UserError(f"{path}: {problem}")
+    return suite
+
+
+def _problems(suite: Suite) -> Iterator[str]:
+    if suite.name != "".join(letter for letter in suite.name if letter.isalnum() or letter in "_-") or not suite.name:
+        yield f"the name '{suite.name}' may only have letters, digits, _ and -, because it names a folder."
+    for name in dict.fromkeys((suite.source, *suite.targets)):
+        dataset(name)
+    for key in ("targets", "shots", "seeds"):
+        values = getattr(suite, key)
+        if len(set(values)) < len(values):
+            yield f"'{key}' names the same thing twice."
+        if not values and key != "targets":
+            yield f"'{key}' is empty; name at least one."
+    if suite.evaluation.printed not in suite.evaluation.rules:
+        yield f"'evaluation.printed' is {suite.evaluation.printed}, which is not among 'evaluation.rules'."
+    for shots in suite.per_shots:
+        if shots not in suite.shots:
+            yield f"'per_shots' has settings for {shots} shots, which 'shots' does not name."
+    for entry in suite.methods:
+        own = [key for key in OWN if getattr(entry, key)]
+        if own and suite.protocol == "common":
+            yield (
+                f"{entry.label or entry.method} has {' and '.join(own)} of its own, and in the common protocol methods "
+                "differ in their settings only; move it to the suite's top level or use protocol: as published."
+            )
+        if entry.rule and entry.rule not in suite.evaluation.rules:
+            yield f"{entry.label or entry.method} is to print {entry.rule}, which is not among 'evaluation.rules'."
+    labels = [row.label for row in suite.rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            yield f"{labels.count(label)} rows are called '{label}'; give each a 'label' of its own."
+
+
+def _backbone(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers merged, the last first in rank; one that names another network discards what went before it."""
+    merged: dict[str, Any] = {"name": RunConfig.model_fields["backbone"].default.name}
+    for layer in layers:
+        if layer.get("name", merged["name"]) != merged["name"]:
+            merged = {}
+        merged |= layer
+    return merged
