@@ -173,15 +173,15 @@ def test_the_size_of_the_images_plays_no_part() -> None:
 
 def test_everything_in_the_identity_gives_episodes_of_its_own() -> None:
     sizes = [40] * 12
-    base = EpisodeSampler(split_of(sizes), 5, 1, 5, seed=0).rows(0, 200).classes
+    base = EpisodeSampler(split_of(sizes), 5, 1, 5, seed=1).rows(0, 200).classes
     others = {
-        "data set": EpisodeSampler(split_of(sizes, dataset="tools"), 5, 1, 5, seed=0),
-        "split": EpisodeSampler(split_of(sizes, name="test"), 5, 1, 5, seed=0),
-        "shots": EpisodeSampler(split_of(sizes), 5, 2, 5, seed=0),
-        "queries": EpisodeSampler(split_of(sizes), 5, 1, 6, seed=0),
-        "seed": EpisodeSampler(split_of(sizes), 5, 1, 5, seed=1),
+        "data set": EpisodeSampler(split_of(sizes, dataset="tools"), 5, 1, 5, seed=1),
+        "split": EpisodeSampler(split_of(sizes, name="test"), 5, 1, 5, seed=1),
+        "shots": EpisodeSampler(split_of(sizes), 5, 2, 5, seed=1),
+        "queries": EpisodeSampler(split_of(sizes), 5, 1, 6, seed=1),
+        "seed": EpisodeSampler(split_of(sizes), 5, 1, 5, seed=2),
         "negative seed": EpisodeSampler(split_of(sizes), 5, 1, 5, seed=-1),
-        "ways": EpisodeSampler(split_of(sizes), 6, 1, 5, seed=0),
+        "ways": EpisodeSampler(split_of(sizes), 6, 1, 5, seed=1),
     }
     for name, sampler in others.items():
         agreement = (sampler.rows(0, 200).classes[:, :5] == base).mean()
