@@ -130,16 +130,10 @@ class DataSet:
 
     def check(self, layout: Layout) -> None:
         """Refuse (UserError) a layout whose splits share a class or whose counts are not the published ones."""
-        home: dict[str, str] = {}
-        for split, classes in layout.classes.items():
+        self._check_disjoint(layout)
+        for classes in layout.classes.values():
             for class_name, images in classes.items():
-                if class_name in home:
-                    raise UserError(
-                        f"The class '{class_name}' of {self.title} is in both {home[class_name]} and {split}; "
-                        "the classes of the splits must be disjoint."
-                    )
-                home[class_name] = split
-                if self.images_per_class is not None and len(images) != self.images_per_class:
+                if len(images) != (self.images_per_class or len(images)):
                     raise UserError(
                         f"The class '{class_name}' of {self.title} has {len(images)} images where "
                         f"{self.images_per_class} are expected; the source is incomplete or not the published one."
@@ -154,6 +148,22 @@ class DataSet:
                     f"{expected.classes} with {expected.images} are expected; the source is incomplete or not the "
                     "published one."
                 )
+
+    def _check_disjoint(self, layout: Layout) -> None:
+        home: dict[str, str] = {}
+        seen: set[str] = set()
+        for split, classes in layout.classes.items():
+            for class_name, images in classes.items():
+                if class_name in home:
+                    raise UserError(
+                        f"The class '{class_name}' of {self.title} is in both {home[class_name]} and {split}; "
+                        "the classes of the splits must be disjoint."
+                    )
+                home[class_name] = split
+                for image in images:
+                    if image in seen:
+                        raise UserError(f"The image '{image}' of {self.title} occurs twice; the source is damaged.")
+                    seen.add(image)
 
 
 def datasets() -> dict[str, DataSet]:

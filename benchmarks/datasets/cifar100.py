@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,84 +16,107 @@ from metazoo.pickles import read_arrays
 from metazoo.sources import Source
 
 ARCHIVE = Download("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85")
-PLANES = (3, 32, 32)  # red, green, blue, each row by row
-RECORD = 2 + 3 * 32 * 32  # of the binary archive: coarse label, fine label, pixels
+PLANES = (3, 32, 32)  # red, green, blue
+RECORD = 2 + 3 * 32 * 32  # of the binary archive: coarse label, fine label, planes
 
-Records = Iterator[tuple[str, str, np.ndarray]]
-"""Image name, class name, picture [32, 32, 3]."""
+Records = Iterator[tuple[str, int, np.ndarray]]
+"""Image name (unique in its file), fine label, values [3072]."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the two archives: its files, and how they are read from their contents (and their names, for errors)."""
+
+    title: str
+    names_file: str
+    parts: tuple[str, ...]
+    class_names: Callable[[bytes, str], list[str]]
+    records: Callable[[bytes, str], Records]
 
 
 def python_archive(sheet: DataSet, sources: Sequence[Source]) -> Layout | None:
-    """cifar-100-python.tar.gz or its unpacked folder: the pickles `meta`, `train` and `test`, written by Python 2."""
-    return _layout(sheet, sources, ("meta", "train", "test"), _python_records, "CIFAR-100's Python archive")
+    """cifar-100-python.tar.gz or its unpacked folder: pickles written by Python 2."""
+    return _layout(sheet, sources, PYTHON)
 
 
 def binary_archive(sheet: DataSet, sources: Sequence[Source]) -> Layout | None:
-    """cifar-100-binary.tar.gz or its unpacked folder: fixed-length records in `train.bin` and `test.bin`."""
-    files = ("fine_label_names.txt", "train.bin", "test.bin")
-    return _layout(sheet, sources, files, _binary_records, "CIFAR-100's binary archive")
+    """cifar-100-binary.tar.gz or its unpacked folder: records of a fixed length."""
+    return _layout(sheet, sources, BINARY)
 
 
-def _python_records(source: Source, folder: str) -> Records:
-    class_names = [name.decode() for name in _unpickle(source, f"{folder}meta")[b"fine_label_names"]]
-    for part in ("train", "test"):
-        content = _unpickle(source, f"{folder}{part}")
-        rows = zip(content[b"filenames"], content[b"fine_labels"], content[b"data"], strict=True)
-        for filename, label, values in rows:
-            yield f"{folder}{part}/{filename.decode()}", class_names[label], values.reshape(PLANES).transpose(1, 2, 0)
+def _python_class_names(content: bytes, name: str) -> list[str]:
+    return [label.decode() for label in read_arrays(io.BytesIO(content), name)[b"fine_label_names"]]
 
 
-def _unpickle(source: Source, name: str) -> dict:
-    return read_arrays(io.BytesIO(_content(source, name)), f"{source.path}/{name}")
+def _python_records(content: bytes, name: str) -> Records:
+    part = read_arrays(io.BytesIO(content), name)
+    rows = zip(part[b"filenames"], part[b"fine_labels"], part[b"data"], strict=True)
+    for index, (filename, label, values) in enumerate(rows):  # the authors' file names are not unique across classes
+        yield f"{index}/{filename.decode()}", label, values
 
 
-def _binary_records(source: Source, folder: str) -> Records:
-    class_names = _content(source, f"{folder}fine_label_names.txt").decode().split()
-    for part in ("train.bin", "test.bin"):
-        content = np.frombuffer(_content(source, f"{folder}{part}"), dtype=np.uint8)
-        for index, record in enumerate(content.reshape(-1, RECORD)):
-            yield f"{folder}{part}/{index}", class_names[record[1]], record[2:].reshape(PLANES).transpose(1, 2, 0)
+def _binary_class_names(content: bytes, name: str) -> list[str]:
+    return content.decode().split()
 
 
-def _content(source: Source, name: str) -> bytes:
-    return next(content for _, content in source.read({name}))
+def _binary_records(content: bytes, name: str) -> Records:
+    for index, record in enumerate(np.frombuffer(content, np.uint8).reshape(-1, RECORD)):
+        yield str(index), int(record[1]), record[2:]
 
 
-def _layout(
-    sheet: DataSet,
-    sources: Sequence[Source],
-    files: tuple[str, ...],
-    records: Callable[[Source, str], Records],
-    form: str,
-) -> Layout | None:
-    found = _find(sources, files)
+PYTHON = Form("CIFAR-100's Python archive", "meta", ("train", "test"), _python_class_names, _python_records)
+BINARY = Form(
+    "CIFAR-100's binary archive",
+    "fine_label_names.txt",
+    ("train.bin", "test.bin"),
+    _binary_class_names,
+    _binary_records,
+)
+
+
+def _layout(sheet: DataSet, sources: Sequence[Source], form: Form) -> Layout | None:
+    found = _find(sources, form)
     if found is None:
         return None
-    if len(sources) > 1:
-        raise UserError(f"{found[0].path} is {form} and holds all of {sheet.title}; give it alone.")
     source, folder = found
-    images: dict[str, list[str]] = defaultdict(list)
+    if len(sources) > 1:
+        raise UserError(f"{source.path} is {form.title} and holds all of {sheet.title}; give it alone.")
+    names_file, parts = f"{folder}{form.names_file}", {f"{folder}{part}" for part in form.parts}
+    labels: dict[str, int] = {}
     try:
-        for name, class_name, _ in records(source, folder):
-            images[class_name].append(name)
+        for name, content in source.read({names_file, *parts}):
+            if name == names_file:
+                class_names = form.class_names(content, f"{source.path}/{name}")
+            else:
+                records = form.records(content, f"{source.path}/{name}")
+                labels |= {f"{name}/{image}": label for image, label, _ in records}
+        images: dict[str, list[str]] = defaultdict(list)
+        for image, label in labels.items():
+            images[class_names[label]].append(image)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{source.path} does not hold what {form} holds ({error}); get it again.") from error
+        raise UserError(f"{source.path} does not hold what {form.title} holds ({error}); get it again.") from error
+
+    def pictures() -> Iterator[tuple[str, np.ndarray]]:
+        for name, content in source.read(parts):
+            for image, _, values in form.records(content, f"{source.path}/{name}"):
+                yield f"{name}/{image}", values.reshape(PLANES).transpose(1, 2, 0)
+
     return Layout(
         classes={
             split: {name: images[name] for name in names if name in images} for split, names in sheet.splits.items()
         },
-        images=lambda: ((name, picture) for name, _, picture in records(source, folder)),
-        form=form,
+        images=pictures,
+        form=form.title,
         sources=(source.path,),
     )
 
 
-def _find(sources: Sequence[Source], files: tuple[str, ...]) -> tuple[Source, str] | None:
-    """The source that holds all these files in one folder, and that folder ("" or ending in a slash)."""
+def _find(sources: Sequence[Source], form: Form) -> tuple[Source, str] | None:
+    """The source that holds the form's files in one folder, and that folder ("" or ending in a slash)."""
     for source in sources:
         names = set(source.names)
         for name in source.names:
-            folder = name.removesuffix(files[0])
-            if PurePosixPath(name).name == files[0] and all(f"{folder}{file}" in names for file in files):
+            folder = name.removesuffix(form.names_file)
+            if PurePosixPath(name).name == form.names_file and all(f"{folder}{part}" in names for part in form.parts):
                 return source, folder
     return None

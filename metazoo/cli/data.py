@@ -17,15 +17,15 @@ app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The data set; `metazoo data list` shows them.", show_default=False)]
 Home = Annotated[
     Path | None,
-    typer.Option("--home", help="Where prepared data sets live [default: $METAZOO_DATA or ~/.cache/metazoo/data]."),
+    typer.Option("--home", help="Where prepared data sets live; by default $METAZOO_DATA or ~/.cache/metazoo/data."),
 ]
-Size = Annotated[int | None, typer.Option("--size", help="Side in pixels [default: the data set's own].")]
+Size = Annotated[int | None, typer.Option("--size", help="Side in pixels; by default the data set's own.")]
 
 
 @app.command()
 def prepare(
     name: Name,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]...", help="More of the same as --from.")] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="More of the same as --from.")] = None,
     source: Annotated[
         list[Path] | None,
         typer.Option("--from", metavar="PATH", help="A folder, tar or zip; several follow one another."),
@@ -69,7 +69,8 @@ def list_(home: Home = None) -> None:
     from metazoo.dataset import datasets
     from metazoo.store import data_home, prepared
 
-    table = Table("name", "title", "pixels", "classes", "images", "on disk", box=None, padding=(0, 2, 0, 0))
+    table = Table("name", "title", "pixels", "train / val / test classes", "images", "on disk")
+    table.box, table.padding = None, (0, 2, 0, 0)
     stores = prepared(home)
     for name, sheet in datasets().items():
         found = [(path, store) for path, store in stores if path.name.rpartition("-")[0] == name]
@@ -79,12 +80,12 @@ def list_(home: Home = None) -> None:
                 continue
             splits = store.manifest.splits.values()
             classes = " / ".join(f"{len(entry.classes):,}" for entry in splits)
-            images = " / ".join(f"{sum(entry.counts):,}" for entry in splits)
+            images = f"{sum(sum(entry.counts) for entry in splits):,}"
             table.add_row(name, sheet.title, str(store.manifest.size), classes, images, _megabytes(store))
         if not found:
             classes = " / ".join(f"{count.classes:,}" for count in sheet.expected.values())
-            images = " / ".join(f"{count.images:,}" for count in sheet.expected.values())
-            state = "built when first used" if sheet.embedded else "not prepared"
+            images = f"{sum(count.images for count in sheet.expected.values()):,}" if sheet.expected else ""
+            state = "built when used" if sheet.embedded else "not prepared"
             table.add_row(name, sheet.title, str(sheet.size), classes, images, state)
     console = Console()
     console.print(table)
@@ -129,7 +130,7 @@ def show(
     episode: Annotated[int, typer.Option(help="Which episode of the endless list.")] = 0,
     seed: Annotated[int, typer.Option(help="Which list of episodes.")] = 0,
     size: Size = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The PNG [default: NAME-SPLIT-EPISODE.png].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The PNG; by default NAME-SPLIT-EPISODE.png.")] = None,
     home: Home = None,
 ) -> None:
     """Draw one episode as a contact sheet, support and query labelled."""
