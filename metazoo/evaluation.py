@@ -15,7 +15,7 @@ from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import code_version, describe
 from metazoo.episodes import Episodes, EpisodeStream
-from metazoo.errors import UserError
+from metazoo.errors import UserError, unknown
 from metazoo.progress import Reporter
 from metazoo.records import Evaluation, Interval, Record, Rule
 from metazoo.run import Run, now
@@ -39,7 +39,7 @@ def evaluate(
     *,
     episodes: int = 600,
     episode_seed: int = 0,
-    rules: Sequence[Rule] = RULES,
+    rules: Sequence[str] = RULES,
     device: str = "auto",
     tasks_per_pass: int | None = None,
     command: str = "",
@@ -62,9 +62,7 @@ def evaluate(
     summary = run.summary
     if episodes < 2:
         raise UserError(f"An interval over episodes needs at least 2 episodes, not {episodes}.")
-    for rule in rules:
-        if rule not in RULES:
-            raise UserError(f"There is no selection rule '{rule}'; known: {', '.join(RULES)}.")
+    rules = known_rules(rules)
     config = run.config
     target = target or config.source
     code = code_version(registry.algorithm(config.algorithm))
@@ -80,9 +78,9 @@ def evaluate(
     for record in records.read([run.records] if run.records.exists() else []):
         asked = (target, "test", episodes, episode_seed, data, code)
         if asked == (record.target, record.split, record.episodes, record.episode_seed, record.data, record.code):
-            if set(rules) <= set(record.evaluations):
+            if record.evaluations.keys() >= set(rules):
                 return record
-            rules = [rule for rule in RULES if rule in rules or rule in record.evaluations]
+            rules = known_rules([*rules, *record.evaluations])
 
     place = hardware.choose(device)
     channels, standard = run.provenance.channels, (run.provenance.mean, run.provenance.std)
@@ -129,6 +127,14 @@ def evaluate(
     )
     records.append(run.records, record)
     return record
+
+
+def known_rules(names: Sequence[str]) -> list[Rule]:
+    """The selection rules of these names, in the order of `RULES`; a UserError for a name that is none."""
+    for name in names:
+        if name not in RULES:
+            raise unknown("selection rule", name, RULES)
+    return [rule for rule in RULES if rule in names]
 
 
 def interval(correct: Sequence[int], queries: int) -> Interval:

@@ -1,0 +1,79 @@
+"""`metazoo evaluate`: what a finished run scores on the test episodes of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metazoo.cli.plugins import PluginFiles, load_plugins
+from metazoo.cli.train import Device, TasksPerPass, typed
+
+TITLES = {"last": "last epoch", "best": "best validation", "ensemble": "ensemble of the best"}
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    target: Annotated[str | None, typer.Option(help="The data set to test on; the run's source by default.")] = None,
+    episodes: Annotated[int, typer.Option(help="Test episodes; always the same ones.")] = 600,
+    episode_seed: Annotated[int, typer.Option(help="Another list of test episodes.")] = 0,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="Which checkpoints to test: last, best or ensemble; all three by default."),
+    ] = None,
+    device: Device = "auto",
+    tasks_per_pass: TasksPerPass = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Test a finished run on its own or on another data set, and add the record to the run's folder."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from metazoo import evaluation
+    from metazoo.progress import on_terminal
+    from metazoo.run import Run
+
+    load_plugins(plugin)
+    opened = Run.open(run)
+    rules = evaluation.known_rules(rule or evaluation.RULES)
+    try:
+        with on_terminal() as reporter:
+            record = evaluation.evaluate(
+                opened,
+                target,
+                episodes=episodes,
+                episode_seed=episode_seed,
+                rules=rules,
+                device=device,
+                tasks_per_pass=tasks_per_pass,
+                command=typed(),
+                reporter=reporter,
+            )
+    except KeyboardInterrupt:
+        typer.echo("metazoo: stopped; nothing was written.", err=True)
+        raise typer.Exit(130) from None
+    table = Table(
+        "rule", "accuracy", "95 % over episodes", "95 % over queries", "epochs", box=None, padding=(0, 2, 0, 0)
+    )
+    for name in rules:
+        result = record.evaluations[name]
+        accuracy = result.accuracy
+        table.add_row(
+            TITLES[name],
+            f"{accuracy.mean:.2%}",
+            f"± {accuracy.over_episodes:.2%}",
+            f"± {accuracy.over_queries:.2%}",
+            ", ".join(map(str, result.epochs)),
+        )
+    config = opened.config
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{config.algorithm}, {config.ways}-way {config.shots}-shot, trained on {config.source}, tested on "
+        f"{record.target}: {record.episodes} episodes of {record.queries_per_episode} queries each."
+    )
+    console.print(table)
+    console.print(
+        "Over episodes: Student's t of the mean over episodes. Over queries: binomial over all query predictions, "
+        "as CxGrad prints it.\nThe record is in " + str(opened.records)
+    )
