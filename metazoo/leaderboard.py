@@ -136,7 +136,8 @@ class Cell:
         """Why seeds have no result, each reason once."""
         lost = [record for record in self.seeds.values() if record and record.status != "done"]
         reasons = [f"{record.status}: {record.reason}" if record.reason else record.status for record in lost]
-        if any(record and record.status == "done" and self.rule not in record.evaluations for record in self.seeds.values()):
+        done = [record for record in self.seeds.values() if record and record.status == "done"]
+        if any(self.rule not in record.evaluations for record in done):
             reasons.append(f"tested, but not by the rule '{self.rule}'")
         return list(dict.fromkeys(reasons))
 
@@ -164,6 +165,11 @@ class Cell:
     def over_seeds(self) -> float | None:
         """Standard deviation of the seeds' mean accuracies."""
         return seed_spread([record.evaluations[self.rule].accuracy.mean for record in self.measured])
+
+    @property
+    def size(self) -> int | None:
+        """Image side in pixels."""
+        return next(iter(self.row.configs.values())).size
 
     @property
     def test_data(self) -> str:
@@ -203,10 +209,9 @@ class Leaderboard:
 
 def build(suite: Suite, shelf: Shelf, rule: Rule | None = None, papers: Literature | None = None) -> Leaderboard:
     """The leaderboard of a suite from records, printed by `rule` where one is given and by the suite's otherwise."""
-    if rule is not None and rule not in suite.evaluation.rules:
-        raise UserError(
-            f"The suite {suite.name} does not evaluate the rule '{rule}'; its rules: {', '.join(suite.evaluation.rules)}."
-        )
+    rules = suite.evaluation.rules
+    if rule is not None and rule not in rules:
+        raise UserError(f"The suite {suite.name} does not evaluate the rule '{rule}'; its rules: {', '.join(rules)}.")
     cells = {
         (row.label, column): _cell(suite, shelf, row, column, rule or row.rule)
         for row in suite.rows
@@ -222,19 +227,24 @@ def build(suite: Suite, shelf: Shelf, rule: Rule | None = None, papers: Literatu
 def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule) -> Cell:
     configs = {seed: row.config(column.shots, seed) for seed in suite.seeds}
     seeds = {seed: shelf.find(suite, describe(config), column.target) for seed, config in configs.items()}
-    # Seeds tested on different images would make a mean of nothing.
-    tested = Counter(record.data.get("target", "") for record in seeds.values() if record and record.status == "done")
-    for seed, record in seeds.items():
-        if record and record.status == "done" and record.data.get("target", "") != tested.most_common(1)[0][0]:
-            seeds[seed] = None
+    # Seeds of different code or images would make a mean of nothing: those made with what is here now count, or else
+    # the largest group that was made alike.
+    done = {seed: record for seed, record in seeds.items() if record and record.status == "done"}
+    made = {seed: (record.code, *record.data.values()) for seed, record in done.items()}
+    current = [made[seed] for seed, record in done.items() if not shelf.identities.departures(record)]
+    kept = Counter(current or made.values()).most_common(1)
+    seeds |= {seed: None for seed in done if made[seed] != kept[0][0]}
     departures = {what: None for record in seeds.values() if record for what in shelf.identities.departures(record)}
     return Cell(row, column, rule, seeds, tuple(departures))
 
 
 def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
-    """Ranks among the cells tested on the same images; on most of them, should the records disagree."""
-    tested = Counter(cell.test_data for cell in column if cell.measured)
-    compared = [cell for cell in column if cell.measured and cell.test_data == tested.most_common(1)[0][0]]
+    """Ranks among the cells tested on the same images: on what most were, should records of one image size disagree."""
+    tested: dict[int | None, Counter[str]] = {}
+    for cell in column:
+        if cell.measured:
+            tested.setdefault(cell.size, Counter())[cell.test_data] += 1
+    compared = [cell for cell in column if cell.measured and cell.test_data == tested[cell.size].most_common(1)[0][0]]
     if not compared:
         return {}
     table = np.stack([values for cell in compared if (values := cell.accuracies(cell.rule)) is not None])

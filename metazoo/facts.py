@@ -1,0 +1,125 @@
+"""How the numbers of a leaderboard came about, in words: protocol, budget, episodes, statistics, machine, command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from metazoo.config import RunConfig
+from metazoo.leaderboard import Leaderboard
+from metazoo.records import Rule
+from metazoo.suite import Row, Suite
+
+RULES: Mapping[Rule, str] = {
+    "last": "last epoch",
+    "best": "best validation epoch",
+    "ensemble": "logits averaged over the best validation epochs",
+}
+"""The selection rules in words."""
+
+INTERVAL = "95 % interval over episodes"
+def facts(board: Leaderboard) -> dict[str, str]:
+    """How the numbers came about, by topic; topics of which nothing is known are left out."""
+    suite, plan = board.suite, board.suite.evaluation
+    row = suite.rows[0]
+    config = next(iter(row.configs.values()))
+    common = suite.protocol == "common"
+    shared = {
+        "Backbone": backbone_text(config),
+        "Pixels": pixels_text(config),
+        "Training": training_text(row, suite),
+    }
+    seeds = ", ".join(map(str, suite.seeds))
+    facts = {
+        "Protocol": "common: methods share all but their own settings"
+        if common
+        else "as published: each method as its paper or official code has it",
+        **(shared if common else {}),
+        "Episodes": f"{suite.ways}-way with {suite.queries} queries a class; {plan.episodes} fixed test episodes a "
+        f"column (seed {plan.seed}), the same for every method",
+        "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; accuracies are averaged over them episode by episode",
+        "±": f"half-width of Student's t {INTERVAL}: for these trained networks, had other episodes been drawn; "
+        "how trainings with other seeds would differ is not in it",
+        "Bold": "the best of its column and all that a paired t-test on the shared episodes cannot tell from it "
+        "(5 %, Holm's correction over all pairs of the column)",
+        "Rank": "1 + the number of methods that are better and told apart by that test",
+        "Batch norm": _distinct(record.batch_norm for record in board.measured),
+        "Hardware": _distinct(record.hardware for record in board.measured),
+        "Versions": _distinct(
+            ", ".join(f"{name} {version}" for name, version in record.versions.items()) for record in board.measured
+        ),
+        "Command": _distinct(record.command for record in board.shown),
+        "Made": _span(record.created[:10] for record in board.measured),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """A method's settings in one line, those that are off left out."""
+    return ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
+
+
+def backbone_text(config: RunConfig) -> str:
+    """The network and its settings in one line."""
+    values = config.backbone.model_dump()
+    others = ", ".join(f"{key} {_value(value)}" for key, value in values.items() if key != "name")
+    return f"{values['name']} ({others})" if others else str(values["name"])
+
+
+def pixels_text(config: RunConfig) -> str:
+    """Image size and normalisation."""
+    normalisations = {
+        "none": "values in [0, 1]",
+        "imagenet": "standardised with ImageNet's mean and standard deviation",
+        "source": "standardised with the source's mean and standard deviation",
+    }
+    return f"{config.size}x{config.size}, {normalisations[config.normalisation]}"
+
+
+def training_text(row: Row, suite: Suite) -> str:
+    """The budget and the outer loop, by shots where they differ."""
+    texts = {shots: _budget(row.config(shots, suite.seeds[0])) for shots in suite.shots}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{shots}-shot: {text}" for shots, text in texts.items())
+
+
+def _budget(config: RunConfig) -> str:
+    training = config.training
+    tasks = training.epochs * training.iterations_per_epoch * training.meta_batch
+    parts = [
+        f"{training.epochs} epochs of {training.iterations_per_epoch} meta-batches of {training.meta_batch} tasks "
+        f"({tasks:,} tasks)",
+        f"Adam at {training.outer_lr:g}",
+    ]
+    if training.schedule == "cosine":
+        parts.append(f"annealed by cosine to {training.min_outer_lr:g}")
+    if training.first_order_epochs:
+        parts.append(f"first order for {training.first_order_epochs} epochs")
+    if training.gradient_clamp:
+        parts.append(f"meta-gradient clamped at {training.gradient_clamp:g}")
+    parts.append(f"{training.reduction} over tasks")
+    parts.append(f"{training.validation_episodes} validation episodes an epoch")
+    parts.append(f"the {training.keep} best epochs kept")
+    return ", ".join(parts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return "/".join(f"{key} {_value(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(_value, value))
+    return str(value)
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _span(days: Iterable[str]) -> str:
+    ordered = sorted({day for day in days if day})
+    return " to ".join(dict.fromkeys([ordered[0], ordered[-1]])) if ordered else ""

@@ -1,0 +1,259 @@
+"""What is printed of a leaderboard: its tables, notes and facts as text, before any file format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metazoo.dataset import datasets
+from metazoo.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
+from metazoo.leaderboard import Beside, Leaderboard
+from metazoo.published import MEANINGS
+from metazoo.suite import Column, Row, Suite
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table: its text, whether it is in bold, and the numbers of the notes it refers to."""
+
+    text: str
+    bold: bool = False
+    notes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text. `align` has one letter a column, l or r."""
+
+    title: str
+    header: tuple[str, ...]
+    align: str
+    rows: Sequence[Sequence[Entry]]
+    prose: bool = False
+    """Its columns hold sentences, which are for reading rather than for a paper."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """All that is printed of a leaderboard. The first table is the leaderboard itself."""
+
+    title: str
+    about: str
+    tables: Sequence[Table]
+    notes: Sequence[str]
+    facts: Mapping[str, str]
+
+
+@dataclass
+class Notes:
+    """Numbered notes: a text that comes twice has one number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def compose(board: Leaderboard) -> Document:
+    """Everything that is printed of a leaderboard."""
+    notes = Notes()
+    tables = [_main(board, notes), _published(board), _by_rule(board), _spreads(board), _cost(board), _settings(board)]
+    filled = [table for table in tables if table is not None]
+    return Document(board.suite.title, board.suite.about, filled, notes.texts, facts(board))
+
+
+def heading(suite: Suite, column: Column) -> str:
+    """What a column is called: `CIFAR-FS 1-shot`, or `CIFAR-FS → Omniglot 1-shot` across domains."""
+    titles = {name: sheet.title for name, sheet in datasets().items()}
+    target = titles.get(column.target, column.target)
+    crossed = f"{titles.get(suite.source, suite.source)} → " if column.target != suite.source else ""
+    return f"{crossed}{target} {column.shots}-shot"
+
+
+def percent(accuracy: float, half_width: float | None = None) -> str:
+    """`63.21` or `63.21 ± 0.85`, in percent, of numbers in [0, 1]."""
+    return f"{100 * accuracy:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "")
+
+
+def _main(board: Leaderboard, notes: Notes) -> Table:
+    suite = board.suite
+    known = {column: any(board.beside[row.label, column] for row in suite.rows) for column in suite.columns}
+    header, align = ["Method"], "l"
+    for column in suite.columns:
+        header += [heading(suite, column), "rank", *(["published"] if known[column] else [])]
+        align += "rrr" if known[column] else "rr"
+    rows = []
+    for row in suite.rows:
+        entries = [Entry(row.label)]
+        for column in suite.columns:
+            entries += _result(board, row, column, notes)
+            if known[column]:
+                entries.append(_beside(board.beside[row.label, column], notes))
+        rows.append(entries)
+    chance = [Entry("chance")]
+    for column in suite.columns:
+        chance += [Entry(percent(1 / suite.ways)), *[Entry(NOTHING)] * (2 if known[column] else 1)]
+    rows.append(chance)
+    rules = {cell.rule for cell in board.cells.values()}
+    rule = RULES[next(iter(rules))] if len(rules) == 1 else "selection rule of each method as stated below"
+    title = f"Accuracy in %, {suite.ways}-way, ± the {INTERVAL}; {rule}; {suite.protocol} protocol"
+    return Table(title, tuple(header), align, rows)
+
+
+def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[Entry]:
+    """A cell's accuracy and rank, or why there is none."""
+    cell, standing = board.cells[row.label, column], board.standings.get((row.label, column))
+    where = f"{row.label}, {heading(board.suite, column)}"
+    result, marks = cell.result(), []
+    if cell.departures and result:
+        marks.append(notes.add(f"Made with other {' and '.join(cell.departures)} than is here now."))
+    if result is None:
+        if cell.reasons:
+            marks.append(notes.add(f"{where}: {'; '.join(cell.reasons)}"))
+        return [Entry(cell.status if cell.status != "done" else "missing", notes=tuple(marks)), Entry(NOTHING)]
+    if len(cell.measured) < len(cell.seeds):
+        reasons = f" ({'; '.join(cell.reasons)})" if cell.reasons else ""
+        marks.append(notes.add(f"{where}: {len(cell.measured)} of {len(cell.seeds)} seeds{reasons}."))
+    if standing is None:
+        marks.append(notes.add("Tested on other images than the rest of its column, so not compared with it."))
+    best = standing is not None and standing.best
+    rank = Entry(str(standing.rank)) if standing else Entry(NOTHING)
+    return [Entry(percent(*result), best, tuple(marks)), rank]
+
+
+def _beside(beside: Sequence[Beside], notes: Notes) -> Entry:
+    """The published number that is nearest in protocol, with the difference where the protocol is the same."""
+    if not beside:
+        return Entry(NOTHING)
+    first = beside[0]
+    accuracy = f"{first.number.accuracy:.2f}"
+    if first.difference is not None:
+        return Entry(f"{accuracy} ({first.difference:+.2f})")
+    if first.departures is not None and not first.departures:
+        return Entry(accuracy)
+    differs = "Protocol differs, or is not stated: not to be compared. The table of published numbers says how."
+    return Entry(accuracy, notes=(notes.add(differs),))
+
+
+def _published(board: Leaderboard) -> Table | None:
+    rows = []
+    for (label, column), found in board.beside.items():
+        result = board.cells[label, column].result()
+        for beside in found:
+            number = beside.number
+            spread = f"{number.interval:.2f}, {MEANINGS[number.meaning]}" if number.interval else "none printed"
+            texts = [
+                label,
+                heading(board.suite, column),
+                percent(result[0]) if result else NOTHING,
+                f"{number.accuracy:.2f}" if number.label == label else f"{number.accuracy:.2f} ({number.label})",
+                spread,
+                f"{beside.difference:+.2f}" if beside.difference is not None else NOTHING,
+                _protocol(beside),
+                f"{number.cited}. {number.notes}".strip(),
+            ]
+            rows.append([Entry(text) for text in texts])
+    if not rows:
+        return None
+    header = ("Method", "column", "measured", "published", "its ±", "difference", "protocol", "source")
+    return Table("Published numbers", header, "llrrlrll", rows, prose=True)
+
+
+def _protocol(beside: Beside) -> str:
+    if beside.departures is None:
+        return "not stated"
+    if not beside.departures:
+        return "the same"
+    more = f" and {len(beside.departures) - 4} more" if len(beside.departures) > 4 else ""
+    return f"protocol differs: {', '.join(beside.departures[:4])}{more}"
+
+
+def _by_rule(board: Leaderboard) -> Table | None:
+    """Every selection rule side by side."""
+    suite = board.suite
+    rules = suite.evaluation.rules
+    if len(rules) == 1 or not board.measured:
+        return None
+    header = ["Method", *[f"{heading(suite, column)}, {rule}" for column in suite.columns for rule in rules]]
+    rows = []
+    for row in suite.rows:
+        results = [board.cells[row.label, column].result(rule) for column in suite.columns for rule in rules]
+        rows.append([Entry(row.label), *[Entry(percent(*result) if result else NOTHING) for result in results]])
+    described = "; ".join(f"{rule}: {RULES[rule]}" for rule in rules)
+    return Table(
+        f"Accuracy in % by selection rule, ± the {INTERVAL} ({described})", tuple(header), _align(header), rows
+    )
+
+
+def _spreads(board: Leaderboard) -> Table | None:
+    """The other two readings of ±, each in columns of its own."""
+    if not board.measured:
+        return None
+    suite = board.suite
+    seeds = len(suite.seeds) > 1
+    header = ["Method"]
+    for column in suite.columns:
+        header += [f"{heading(suite, column)}, ± over queries", *(["SD over seeds"] if seeds else [])]
+    rows = []
+    for row in suite.rows:
+        entries = [Entry(row.label)]
+        for column in suite.columns:
+            cell = board.cells[row.label, column]
+            result = cell.result()
+            entries.append(Entry(percent(result[0], cell.over_queries) if result else NOTHING))
+            if seeds:
+                entries.append(Entry(NOTHING if cell.over_seeds is None else percent(cell.over_seeds)))
+        rows.append(entries)
+    title = "The same accuracies in % with the binomial interval over query predictions, as CxGrad's code prints it"
+    return Table(title, tuple(header), _align(header), rows)
+
+
+def _cost(board: Leaderboard) -> Table | None:
+    if not board.measured:
+        return None
+    header = ("Method", "meta-parameters", "training", "tasks/s", "peak memory")
+    rows = []
+    for row in board.suite.rows:
+        for shots in board.suite.shots:
+            cells = [board.cells[row.label, column] for column in board.suite.columns if column.shots == shots]
+            measured = next((cell.measured for cell in cells if cell.measured), [])
+            if measured:
+                seconds, speed, memory = (
+                    sum(getattr(record, key) for record in measured) / len(measured)
+                    for key in ("training_seconds", "tasks_per_second", "peak_memory_mb")
+                )
+                label = row.label if len(board.suite.shots) == 1 else f"{row.label}, {shots}-shot"
+                texts = [f"{measured[0].parameters:,}", _duration(seconds), f"{speed:.1f}", f"{memory:,.0f} MiB"]
+                rows.append([Entry(label), *map(Entry, texts)])
+    return Table("Cost of one training", header, "lrrrr", rows)
+
+
+def _settings(board: Leaderboard) -> Table:
+    """What methods differ in: their settings, and in the as-published protocol everything else as well."""
+    suite = board.suite
+    own = suite.protocol != "common"
+    header = ("Method", "settings", *(("backbone", "pixels", "training", "rule") if own else ()))
+    rows = []
+    for row in suite.rows:
+        config = next(iter(row.configs.values()))
+        texts = [row.label, settings_text(config.settings)]
+        if own:
+            texts += [backbone_text(config), pixels_text(config), training_text(row, suite), RULES[row.rule]]
+        rows.append([Entry(text) for text in texts])
+    return Table("Settings", header, "l" * len(header), rows, prose=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _align(header: Sequence[str]) -> str:
+    return "l" + "r" * (len(header) - 1)
