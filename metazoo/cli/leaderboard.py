@@ -1,0 +1,124 @@
+"""`metazoo leaderboard`: run what a suite lacks, and print its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from metazoo.cli.plugins import PluginFiles, load_plugins
+from metazoo.cli.train import Device, TasksPerPass, typed
+from metazoo.errors import UserError
+
+if TYPE_CHECKING:
+    from metazoo.suite import Suite
+
+
+def leaderboard(
+    suite: Annotated[str, typer.Argument(help="A suite's name or a YAML file of your own.", show_default=False)],
+    show: Annotated[bool, typer.Option("--show", help="Print what there is and run nothing.")] = False,
+    runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the tables [default: leaderboards/SUITE; with --show: nowhere]."),
+    ] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records to use besides the runs' [default with --show: those that come with the suite]."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time [default: one a core on a CPU, 1 on a GPU].")
+    ] = None,
+    device: Device = "auto",
+    tasks_per_pass: TasksPerPass = None,
+    rule: Annotated[
+        Literal["last", "best", "ensemble"] | None,
+        typer.Option(help="Selection rule to print instead of the suite's."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these rows, by label or method.", show_default=False)
+    ] = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Train and test what is missing of a suite, then print its table and write it as Markdown, LaTeX, CSV and JSON.
+
+    A cell that fails is marked with its reason and the others go on. The same command resumes after Ctrl-C. Exit status 1
+    means that a cell failed in a way that another attempt may mend.
+    """
+    from rich.console import Console
+
+    from metazoo import typesetting
+    from metazoo.leaderboard import Identities, Shelf, build, gather
+    from metazoo.suite import load
+
+    load_plugins(plugin)
+    chosen = load(suite)
+    if methods is not None:
+        chosen = chosen.restricted([name.strip() for name in methods.split(",") if name.strip()])
+    if rule is not None and rule not in chosen.evaluation.rules:
+        raise UserError(f"The suite {chosen.name} does not evaluate '{rule}': {', '.join(chosen.evaluation.rules)}.")
+    files = list(records or ())
+    if show and records is None:
+        files = _committed(suite, chosen)
+    failed = [] if show else _run_missing(chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()))
+    board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule)
+    typesetting.show(board, Console())
+    folder = out or (None if show else Path("leaderboards") / chosen.name)
+    if folder is not None:
+        written = typesetting.save(board, folder)
+        print(f"Written: {', '.join(map(str, written))}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run_missing(
+    suite: Suite,
+    runs: Path,
+    files: Sequence[Path],
+    workers: int | None,
+    device: str,
+    tasks_per_pass: int | None,
+    plugins: tuple[Path, ...],
+) -> list[str]:
+    """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
+    from metazoo import hardware
+    from metazoo import jobs as running
+    from metazoo.leaderboard import SETTLED, Identities, Shelf, gather, missing
+    from metazoo.progress import on_terminal
+
+    place = hardware.choose(device)
+    running.open_stores(suite.trainings)
+    identities = Identities.of(suite)
+    wanted = missing(suite, Shelf(gather(runs, files), identities))
+    if not wanted:
+        return []
+    runs.mkdir(parents=True, exist_ok=True)
+    workers = workers or running.default_workers(len(wanted), on_gpu=place.type == "cuda")
+    plan = running.Plan(
+        runs=runs,
+        evaluation=suite.evaluation,
+        identities=identities,
+        device=device,
+        tasks_per_pass=tasks_per_pass,
+        threads=max(1, running.cores() // workers),
+        command=typed(),
+        plugins=plugins,
+    )
+    try:
+        with on_terminal() as reporter:
+            outcomes = running.run(wanted, plan, workers, reporter)
+    except KeyboardInterrupt:
+        typer.echo("metazoo: stopped; what was trained is saved, and the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    return [title for title, outcome in outcomes.items() if outcome.status not in SETTLED]
+
+
+def _committed(name: str, suite: Suite) -> list[Path]:
+    """The records that come with a suite of metazoo's own; a file of the user's has none."""
+    from metazoo.suite import suites
+
+    path = suites().get(name)
+    committed = path.parents[1] / "results" / f"{suite.name}.jsonl" if path else None
+    return [committed] if committed and committed.is_file() else []
