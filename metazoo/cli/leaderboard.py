@@ -44,8 +44,8 @@ def leaderboard(
 ) -> None:
     """Train and test what is missing of a suite, then print its table and write it as Markdown, LaTeX, CSV and JSON.
 
-    A cell that fails is marked with its reason and the others go on. The same command resumes after Ctrl-C. Exit status 1
-    means that a cell failed in a way that another attempt may mend.
+    A cell that fails is marked with its reason and the others go on. The same command resumes after Ctrl-C. Exit
+    status 1 means that a cell failed in a way that another attempt may mend.
     """
     from rich.console import Console
 
