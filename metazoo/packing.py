@@ -48,7 +48,7 @@ def pack(
     Raises UserError if the source is not the data set in full, an image does not decode, or the store cannot be
     written; nothing half-written is left behind. Memory stays flat whatever the size of the data set.
     """
-    size = size or sheet.size
+    size = sheet.size if size is None else size
     if not 1 <= size <= LARGEST:
         raise UserError(f"Images cannot be stored at {size} pixels; --size takes 1 to {LARGEST}.")
     path = store_path(sheet.name, size, home)
@@ -110,7 +110,6 @@ class _SplitFile:
             self.total += block.sum(axis=(0, 2, 3), dtype=np.uint64)
             self.total_of_squares += np.square(block, dtype=np.uint32).sum(axis=(0, 2, 3), dtype=np.uint64)
             start += count
-        self.file.close()
         return SplitEntry(self.class_names, self.counts, digest.hexdigest())
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -149,21 +148,13 @@ class _Packing:
 
     def run(self) -> Manifest:
         """Write every image; returns the manifest of what was written."""
-        self._expect_space()
-        total, written = len(self.slots), 0
-        with ThreadPoolExecutor(_cores()) as pool, on_terminal() as report, report.stage(self._title, total) as stage:
-            hashes = [(path, pool.submit(sha256_of, path) if path.is_file() else None) for path in self.layout.sources]
-            try:
-                for done in _in_order(pool, self._put, _batches(self._claimed(), BATCH), ahead=4 * _cores()):
-                    written += done
-                    stage.update(written)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            source = tuple(_provenance(path, digest) for path, digest in hashes)
-        if self.slots:
-            raise UserError(f"The image '{next(iter(self.slots))}' is gone; was its source changed while it was read?")
-        entries = {split: file.finish() for split, file in self.files.items()}
+        try:
+            self._expect_space()
+            source = self._write_images()
+            entries = {split: file.finish() for split, file in self.files.items()}
+        finally:
+            for file in self.files.values():
+                file.file.close()
         mean, std = self.files["train" if "train" in self.files else next(iter(self.files))].moments()
         return Manifest(
             name=self.sheet.name,
@@ -177,6 +168,22 @@ class _Packing:
             form=self.layout.form,
             source=source,
         )
+
+    def _write_images(self) -> tuple[dict[str, Any], ...]:
+        total, written = len(self.slots), 0
+        with ThreadPoolExecutor(_cores()) as pool, on_terminal() as report, report.stage(self._title, total) as stage:
+            hashes = [(path, pool.submit(sha256_of, path) if path.is_file() else None) for path in self.layout.sources]
+            try:
+                for done in _in_order(pool, self._put, _batches(self._claimed(), BATCH), ahead=4 * _cores()):
+                    written += done
+                    stage.update(written)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            source = tuple(_provenance(path, digest) for path, digest in hashes)
+        if self.slots:
+            raise UserError(f"The image '{next(iter(self.slots))}' is gone; was its source changed while it was read?")
+        return source
 
     def _expect_space(self) -> None:
         needed = sum(file.rows * file.row_bytes for file in self.files.values())

@@ -23,12 +23,17 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 _RECONSTRUCT = np.empty(0, np.uint8).__reduce__()[0]
+_FROMBUFFER = np.empty(1, np.uint8).__reduce_ex__(5)[0]
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.numeric", "_frombuffer"): _FROMBUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROMBUFFER,
     ("_codecs", "encode"): _encode,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
     ("collections", "OrderedDict"): OrderedDict,
 }
 

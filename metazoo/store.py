@@ -184,7 +184,7 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
     Raises UserError for an unknown data set, a damaged store, or one that was not prepared, with the command to run.
     """
     sheet = dataset(name)
-    size = size or sheet.size
+    size = sheet.size if size is None else size
     path = store_path(name, size, home)
     if (path / MANIFEST).exists():
         return Store.open(path)

@@ -47,7 +47,7 @@ def prepare(
     sources = [*(source or []), *(more or [])]
     if download and sources:
         raise UserError("Give either --download or --from, not both.")
-    path = store_path(name, size or sheet.size, home)
+    path = store_path(name, sheet.size if size is None else size, home)
     there = path.exists() and not force
     if download and not there:
         from metazoo.download import fetch

@@ -1,0 +1,470 @@
+"""Packing: the same store whatever the images came in, all of it or nothing; and reading it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from archives import EACH, SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree, write_folder, write_tar, write_zip
+from PIL import Image
+
+import metazoo.dataset
+from metazoo.dataset import Count, Layout
+from metazoo.errors import UserError
+from metazoo.packing import pack
+from metazoo.store import Manifest, Store, data_home, open_store, prepared
+
+NAMES = [name for names in SPLITS.values() for name in names]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "folder", tiny_tree())
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def left_in(home: Path) -> list[str]:
+    """What lies in the home, lock files aside."""
+    return sorted(path.name for path in home.glob("*") if path.suffix != ".lock") if home.exists() else []
+
+
+def backwards(tree):
+    return dict(reversed(tree.items()))
+
+
+def by_split(tree):
+    return {split: {n: c for n, c in tree.items() if n.split("/")[0] in names} for split, names in SPLITS.items()}
+
+
+def forms(path: Path) -> dict[str, list[Path]]:
+    """The same images in all the forms a user may have."""
+    tree, levelled = tiny_tree(), tiny_tree(split_level=True)
+    deep = {f"data/images/{name}": content for name, content in tree.items()}
+    bitmaps = {n.replace(".png", ".bmp"): encoded(pixels(n.split("/")[0], int(n[4]), SIDE), "BMP") for n in tree}
+    parts = by_split(tree)
+    halves = [dict(list(tree.items())[part::2]) for part in (0, 1)]
+    return {
+        "folder": [write_folder(path / "a", tree)],
+        "folder with splits": [write_folder(path / "b", levelled)],
+        "folder deep down, with clutter": [write_folder(path / "c", deep | {"data/README.txt": b"hello"})],
+        "tar": [write_tar(path / "d.tar", backwards(tree))],
+        "tar.gz with splits": [write_tar(path / "e.tgz", levelled, "w:gz")],
+        "zip": [write_zip(path / "f.zip", backwards(tree))],
+        "three tars": [write_tar(path / f"g_{split}.tar", part) for split, part in parts.items()],
+        "three tars, backwards": [write_tar(path / f"h_{split}.tar", parts[split]) for split in reversed(parts)],
+        "halves of each class": [write_zip(path / "i.zip", halves[0]), write_folder(path / "i", halves[1])],
+        "every class under train and test": [
+            write_folder(path / "j", {f"{('train', 'test')[k % 2]}/{n}": c for k, (n, c) in enumerate(tree.items())})
+        ],
+        "another lossless file format": [write_folder(path / "k", bitmaps)],
+    }
+
+
+@pytest.mark.parametrize("order", ["name", "content"])
+def test_every_form_gives_the_same_store(tmp_path, home, order):
+    stores = {}
+    for form, sources in forms(tmp_path).items():
+        stores[form] = pack(tiny_sheet(ordered_by=order), sources, home=home / form)
+    assert len({store.manifest.identity for store in stores.values()}) == 1
+    for split in SPLITS:
+        assert len({store.file(split).read_bytes() for store in stores.values()}) == 1
+
+
+def test_by_content_the_names_of_images_play_no_part(tmp_path, folder, home):
+    renamed = {}
+    for class_name in NAMES:
+        for index, other in enumerate((2, 0, 3, 1)):
+            renamed[f"{class_name}/new_{other}.png"] = encoded(pixels(class_name, index))
+    other = write_folder(tmp_path / "renamed", renamed)
+    for order, same in (("content", True), ("name", False)):
+        sheet = tiny_sheet(ordered_by=order)
+        one, two = pack(sheet, [folder], home=home / order / "1"), pack(sheet, [other], home=home / order / "2")
+        assert (one.manifest.identity == two.manifest.identity) is same
+
+
+def test_by_content_the_order_is_the_same_at_every_size(folder, home):
+    sheet = tiny_sheet(ordered_by="content")
+    small, large = (pack(sheet, [folder], size, home).split("train").images for size in (SIDE, 2 * SIDE))
+    for row, image in enumerate(small):
+        enlarged = Image.fromarray(image.transpose(1, 2, 0)).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(large[row], np.asarray(enlarged).transpose(2, 0, 1))
+
+
+def test_the_rows_of_a_class_are_its_images(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    for split, names in SPLITS.items():
+        images = store.split(split)
+        assert (images.dataset, images.name, images.class_names) == ("menagerie", split, names)
+        assert images.images.shape == (EACH * len(names), 3, SIDE, SIDE) and images.images.dtype == np.uint8
+        assert not images.images.flags.writeable
+        assert len(images) == EACH * len(names)
+        for number, name in enumerate(names):
+            start, size = images.class_starts[number], images.class_sizes[number]
+            expected = np.stack([pixels(name, index).transpose(2, 0, 1) for index in range(EACH)])
+            np.testing.assert_array_equal(images.images[start : start + size], expected)
+
+
+def test_classes_of_different_sizes_keep_their_ranges(tmp_path, home):
+    tree = tiny_tree()
+    for name in ("ant/1.png", "bee/0.png", "bee/3.png"):
+        del tree[name]
+    sheet = tiny_sheet(images_per_class=None, expected={}, ordered_by="content")
+    images = pack(sheet, [write_tar(tmp_path / "t.tar", tree)], home=home).split("train")
+    assert images.class_sizes.tolist() == [3, 2, 4] and images.class_starts.tolist() == [0, 3, 5]
+    found = {image.tobytes() for image in images.images[3:5]}
+    assert found == {pixels("bee", index).transpose(2, 0, 1).tobytes() for index in (1, 2)}
+
+
+def test_mean_and_deviation_are_of_the_train_split(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    values = store.split("train").images / 255.0
+    np.testing.assert_allclose(store.manifest.mean, values.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(store.manifest.std, values.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_quarter_turns_are_classes_of_their_own(folder, home):
+    turns = (0, 90, 180, 270)
+    expected = {split: Count(4 * len(names), 4 * EACH * len(names)) for split, names in SPLITS.items()}
+    plain = pack(tiny_sheet(), [folder], home=home / "plain").split("test")
+    turned = pack(tiny_sheet(rotations=turns, expected=expected), [folder], home=home / "turned").split("test")
+    assert turned.class_names == ("fox@0", "fox@180", "fox@270", "fox@90", "gnu@0", "gnu@180", "gnu@270", "gnu@90")
+    for number, name in enumerate(turned.class_names):
+        source, degrees = name.split("@")
+        original = plain.images[plain.class_names.index(source) * EACH :][:EACH]
+        rotated = np.rot90(original, int(degrees) // 90, axes=(2, 3))
+        np.testing.assert_array_equal(turned.images[number * EACH : (number + 1) * EACH], rotated)
+
+
+def test_inverted_images_are_white_on_black(tmp_path, home):
+    ink = Image.new("1", (15, 15), 1)
+    ink.putpixel((2, 7), 0)
+    folder = write_folder(tmp_path / "ink", dict.fromkeys(tiny_tree(), encoded(ink)))
+    store = pack(tiny_sheet(channels=1, inverted=True, size=15), [folder], home=home)
+    expected = np.zeros((1, 15, 15))
+    expected[0, 7, 2] = 255
+    np.testing.assert_array_equal(store.split("val").images[0], expected)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "lanczos", "bilinear"])
+def test_images_are_resized_straight_to_the_square(tmp_path, home, resample):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
+    folder = write_folder(tmp_path / "wide", dict.fromkeys(tiny_tree(), encoded(image)))
+    store = pack(tiny_sheet(resample=resample), [folder], 12, home)
+    expected = np.asarray(image.resize((12, 12), Image.Resampling[resample.upper()])).transpose(2, 0, 1)
+    np.testing.assert_array_equal(store.split("test").images[3], expected)
+    assert (store.path.name, store.manifest.size, store.manifest.resize) == ("menagerie-12", 12, resample)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_images_of_any_mode_become_rgb_or_grey(tmp_path, home, mode):
+    image = Image.fromarray(pixels("ant", 0)).convert(mode)
+    stored = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    folder = write_folder(tmp_path / "modes", {n.replace("png", "tiff"): stored for n in tiny_tree()})
+    for channels, name in ((1, "L"), (3, "RGB")):
+        store = pack(tiny_sheet(channels=channels), [folder], home=home / name)
+        expected = np.asarray(image.convert(name)).reshape(SIDE, SIDE, channels).transpose(2, 0, 1)
+        np.testing.assert_array_equal(store.split("train").images[0], expected)
+
+
+def refused(sentence, sheet, sources, home, size=None):
+    with pytest.raises(UserError, match=sentence) as caught:
+        pack(sheet, sources, size, home)
+    assert left_in(home) == []
+    return str(caught.value)
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path, home):
+    whole = tiny_tree()["eel/2.png"]
+    for damage in (b"", b"not an image", whole[:60], whole[:-30], whole[:50] + b"\xff" + whole[51:]):
+        path = write_tar(tmp_path / "menagerie.tar", tiny_tree() | {"eel/2.png": damage})
+        refused(r"The image 'menagerie\.tar/eel/2\.png' does not decode", tiny_sheet(), [path], home)
+
+
+def test_missing_classes_are_named(tmp_path, home):
+    parts = by_split(tiny_tree())
+    path = write_tar(tmp_path / "train.tar", parts["train"])
+    sentence = r"4 of the 7 classes of Menagerie are missing \(val, test: dog, eel, fox, gnu\)"
+    refused(sentence, tiny_sheet(), [path], home)
+
+
+def test_a_class_with_an_image_too_few_is_named(tmp_path, home):
+    tree = tiny_tree()
+    del tree["cat/3.png"]
+    sentence = "class 'cat' of Menagerie has 3 images where 4 are expected"
+    refused(sentence, tiny_sheet(), [write_folder(tmp_path / "f", tree)], home)
+    sentence = "train split of Menagerie has 3 classes with 11 images where 3 with 12 are expected"
+    refused(sentence, tiny_sheet(images_per_class=None), [tmp_path / "f"], home)
+
+
+def test_splits_that_share_a_class_are_refused(folder, home):
+    layout = Layout({"train": {"ant": ["1"]}, "test": {"ant": ["2"]}}, lambda: iter(()), "a test")
+    sheet = tiny_sheet(expected={}, images_per_class=None, recognisers=(lambda *_: layout,))
+    refused("class 'ant' of Menagerie is in both train and test", sheet, [folder], home)
+
+
+def test_an_image_in_two_classes_is_refused(folder, home):
+    layout = Layout({"train": {"ant": ["1"], "bee": ["2", "1"]}}, lambda: iter(()), "a test")
+    sheet = tiny_sheet(expected={}, images_per_class=None, recognisers=(lambda *_: layout,))
+    refused("image '1' of Menagerie occurs twice", sheet, [folder], home)
+
+
+def test_folders_of_another_split_are_refused(tmp_path, home):
+    tree = tiny_tree(split_level=True)
+    tree = {name.replace("test/fox", "train/fox"): content for name, content in tree.items()}
+    sentence = "'fox' lies under 'train' and belongs to the test split"
+    refused(sentence, tiny_sheet(), [write_folder(tmp_path / "f", tree)], home)
+
+
+def test_another_data_set_is_told(tmp_path, home):
+    other = write_tar(tmp_path / "birds.tar", {"birds/001.Albatross/1.png": b"x"})
+    sentence = refused("birds.tar is not Menagerie: .* folders such as '001.Albatross'", tiny_sheet(), [other], home)
+    assert "Ask the tests." in sentence
+    refused("it holds no images", tiny_sheet(), [write_tar(tmp_path / "text.tar", {"a.txt": b"x"})], home)
+    outer = write_folder(tmp_path / "outer", {"train.tar": b"x", "val.tar": b"x"})
+    refused(r"archives \(train\.tar, val\.tar\): give those", tiny_sheet(), [outer], home)
+
+
+def test_a_source_is_needed(home):
+    refused("Menagerie needs a source: give --from PATH", tiny_sheet(), [], home)
+
+
+@pytest.mark.parametrize("size", [0, -3, 100_000])
+def test_a_size_that_makes_no_sense_is_refused(folder, home, size):
+    refused("Images cannot be stored at", tiny_sheet(), [folder], home, size)
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(folder, home):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses longer files, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"menagerie-8 could not be written: File too large.*--home") as caught:
+            pack(tiny_sheet(), [folder], home=home)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert left_in(home) == []
+
+
+def test_too_little_room_is_told_before_anything_is_written(folder, home, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=500))
+    refused(r"the disk is full \(0 MB are needed", tiny_sheet(), [folder], home)
+
+
+def test_a_home_that_cannot_be_is_told(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/home/menagerie-8 could not be written: Not a directory"):
+        pack(tiny_sheet(), [folder], home=tmp_path / "file" / "home")
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from types import SimpleNamespace
+from archives import tiny_sheet
+import metazoo.packing as packing
+packing.BATCH = 1
+count = 0
+put = packing._SplitFile.put
+def killed(self, *arguments):
+    global count
+    count += 1
+    if count == 20:
+        os.kill(os.getpid(), signal.{signal})
+    put(self, *arguments)
+packing._SplitFile.put = killed
+packing.pack(tiny_sheet(), [Path({source!r})], home=Path({home!r}), force={force})
+"""
+
+
+def interrupted(source: Path, home: Path, signal_name: str, force: bool = False) -> int:
+    """Pack in another process that is sent a signal half-way; its exit status."""
+    program = INTERRUPTED.format(path=sys.path, signal=signal_name, source=str(source), home=str(home), force=force)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120).returncode
+
+
+def test_a_packing_that_was_killed_leaves_no_store_and_the_next_one_cleans_up(folder, home):
+    assert interrupted(folder, home, "SIGKILL") == -signal.SIGKILL
+    assert left_in(home) == [".menagerie-8.partial"]
+    assert prepared(home) == []
+    store = pack(tiny_sheet(), [folder], home=home)
+    store.verify()
+    assert left_in(home) == ["menagerie-8"]
+
+
+def test_an_interrupted_packing_leaves_nothing(folder, home):
+    assert interrupted(folder, home, "SIGINT") != 0
+    assert left_in(home) == []
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
+def test_packing_again_keeps_the_old_store_until_the_new_one_is_whole(folder, home, signal_name):
+    before = pack(tiny_sheet(), [folder], home=home).manifest
+    assert interrupted(folder, home, signal_name, force=True) != 0
+    store = Store.open(home / "menagerie-8")
+    store.verify()
+    assert store.manifest == before
+
+
+def test_a_store_that_was_moved_aside_when_a_kill_came_is_put_back(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    store.path.rename(home / ".menagerie-8.former")
+    broken = tiny_sheet(splits={"train": ("nobody",)})
+    with pytest.raises(UserError):
+        pack(broken, [folder], home=home)
+    again = pack(tiny_sheet(), [folder], home=home)
+    assert again.manifest.identity == store.manifest.identity
+    assert left_in(home) == ["menagerie-8"]
+
+
+def counting(sheet, monkeypatch):
+    """How often the images are read."""
+    calls = []
+    recognise = sheet.recognisers[0]
+
+    def recognised(*arguments):
+        layout = recognise(*arguments)
+        return replace(layout, images=lambda: calls.append(1) or layout.images())
+
+    return replace(sheet, recognisers=(recognised,)), calls
+
+
+def test_two_at_once_pack_once(folder, home, monkeypatch):
+    sheet, calls = counting(tiny_sheet(), monkeypatch)
+    stores = []
+    threads = [threading.Thread(target=lambda: stores.append(pack(sheet, [folder], home=home))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4 and len(calls) == 1
+
+
+def test_a_store_that_is_there_is_not_packed_again_unless_forced(folder, home, monkeypatch):
+    sheet, calls = counting(tiny_sheet(), monkeypatch)
+    pack(sheet, [folder], home=home)
+    pack(sheet, [], home=home)
+    assert len(calls) == 1
+    pack(sheet, [folder], home=home, force=True)
+    assert len(calls) == 2
+
+
+def test_verify_names_the_file_whose_bytes_changed(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    store.verify()
+    content = bytearray(store.file("val").read_bytes())
+    content[100] ^= 1
+    store.file("val").write_bytes(content)
+    with pytest.raises(UserError, match=r"menagerie-8/val\.bin differs from what was packed") as caught:
+        store.verify()
+    assert "train.bin" not in str(caught.value)
+
+
+def test_a_store_with_a_file_cut_short_or_missing_does_not_open(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    os.truncate(store.file("test"), 100)
+    with pytest.raises(UserError, match=r"test\.bin has 100 bytes where 1536 are expected"):
+        Store.open(store.path)
+    store.file("test").unlink()
+    with pytest.raises(UserError, match=r"test\.bin is missing"):
+        Store.open(store.path)
+
+
+def test_a_damaged_manifest_is_a_sentence(folder, home):
+    store = pack(tiny_sheet(), [folder], home=home)
+    path = store.path / "manifest.json"
+    whole = path.read_text()
+    for length in range(0, len(whole) - 2, 7):
+        path.write_text(whole[:length])
+        with pytest.raises(UserError, match="is damaged"):
+            Manifest.read(path)
+    for text in ("[]", "null", "{}", '"manifest"', "{\"format\": 1}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"manifest\.json is (damaged|in format)"):
+            Manifest.read(path)
+    path.write_text(whole.replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="is in format 2"):
+        Manifest.read(path)
+    path.write_text(whole.replace("dog", "cow"))
+    with pytest.raises(UserError, match="was changed after it was written"):
+        Manifest.read(path)
+
+
+def test_the_identity_is_of_what_is_held_and_not_of_where_it_came_from(folder, home):
+    manifest = pack(tiny_sheet(), [folder], home=home).manifest
+    assert replace(manifest, source=(), form="elsewhere", title="Zoo").identity == manifest.identity
+    changed = [{"size": 9}, {"mean": (0.0, 0.0, 0.0)}, {"resize": "nearest"}, {"name": "zoo"}, {"splits": {}}]
+    assert len({replace(manifest, **change).identity for change in changed} | {manifest.identity}) == 6
+
+
+def test_the_manifest_says_what_was_read(tmp_path, home):
+    sources = [write_tar(tmp_path / f"{split}.tar", part) for split, part in by_split(tiny_tree()).items()]
+    manifest = pack(tiny_sheet(), sources, home=home).manifest
+    assert manifest.form == "class folders"
+    for path, entry in zip(sources, manifest.source, strict=True):
+        content = path.read_bytes()
+        assert entry == {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert json.loads((home / "menagerie-8" / "manifest.json").read_text())["identity"] == manifest.identity
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Make metazoo know the menagerie, and an embedded relative of it."""
+
+    class Embedded(metazoo.dataset.DataSet):
+        def layout(self, sources=(), size=None):
+            classes = {split: {n: [f"{n}/{i}" for i in range(EACH)] for n in names} for split, names in SPLITS.items()}
+            images = [(f"{n}/{i}", pixels(n, i, size)) for n in NAMES for i in range(EACH)]
+            return Layout(classes, lambda: iter(images), "drawn")
+
+    facts = vars(tiny_sheet(name="drawn", embedded=True, recognisers=()))
+    sheets = {"menagerie": tiny_sheet(), "drawn": Embedded(**facts)}
+    monkeypatch.setattr("metazoo.dataset.datasets", lambda: sheets)
+
+
+def test_what_is_not_prepared_says_how_to(known, home):
+    with pytest.raises(UserError, match=r"run: metazoo data prepare menagerie --from PATH\. Ask the tests\."):
+        open_store("menagerie", home=home)
+    with pytest.raises(UserError, match="prepare menagerie --from PATH --size 84"):
+        open_store("menagerie", 84, home)
+
+
+def test_an_unknown_data_set_names_the_nearest(known, home):
+    with pytest.raises(UserError, match="no data set called 'managerie'; did you mean 'menagerie'"):
+        open_store("managerie", home=home)
+
+
+def test_an_embedded_data_set_is_built_when_it_is_opened(known, home):
+    store = open_store("drawn", 11, home)
+    np.testing.assert_array_equal(store.split("train").images[1], pixels("ant", 1, 11).transpose(2, 0, 1))
+    modified = store.file("train").stat().st_mtime_ns
+    assert open_store("drawn", 11, home).file("train").stat().st_mtime_ns == modified
+    assert [path.name for path, _ in prepared(home)] == ["drawn-11"]
+
+
+def test_a_split_that_does_not_exist(folder, home):
+    with pytest.raises(UserError, match="Menagerie has no split 'dev'; it has train, val, test"):
+        pack(tiny_sheet(), [folder], home=home).split("dev")
+
+
+def test_home_is_the_argument_then_the_variable_then_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("METAZOO_DATA", str(tmp_path / "variable"))
+    assert data_home(tmp_path / "argument") == tmp_path / "argument"
+    assert data_home() == tmp_path / "variable"
+    monkeypatch.delenv("METAZOO_DATA")
+    assert data_home() == Path.home() / ".cache" / "metazoo" / "data"
