@@ -8,12 +8,12 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from metazoo import registry
 from metazoo.config import describe
@@ -126,7 +126,7 @@ class _Worker:
         """How the process ended; to be asked once, when it has."""
         self.process.join()
         try:
-            return Outcome(*self._result.recv())
+            return cast(Outcome, self._result.recv())
         except EOFError:
             code = self.process.exitcode or 0
             if code == -signal.SIGKILL:
@@ -165,22 +165,27 @@ class _Outbox:
 def _work(job: Training, plan: Plan, messages: connection.Connection, result: connection.Connection) -> None:
     """The life of a worker process: one training, then its evaluations."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    reporter = QueueReporter(_Outbox(messages), job.title)
+    _Outbox(result).put(_outcome(lambda: _train_and_evaluate(job, plan, reporter)))
+
+
+def _outcome(work: Callable[[], str]) -> Outcome:
+    """How the work ended: with what it returns, or with the reason why it did not."""
     try:
-        result.send(("done", _train_and_evaluate(job, plan, QueueReporter(_Outbox(messages), job.title))))
+        return Outcome("done", work())
     except KeyboardInterrupt:
-        result.send(("interrupted", "stopped; the same command goes on from here"))
+        return Outcome("interrupted", "stopped; the same command goes on from here")
     except Diverged as error:
-        result.send(("diverged", str(error)))
+        return Outcome("diverged", str(error))
     except OutOfMemory as error:
-        result.send(("out of memory", str(error)))
+        return Outcome("out of memory", str(error))
     except Incompatible as error:
-        result.send(("incompatible", str(error)))
+        return Outcome("incompatible", str(error))
     except UserError as error:
-        result.send(("error", str(error)))
+        return Outcome("error", str(error))
     except Exception as error:  # whatever a plugin raises, the other cells go on
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
-        result.send(("error", f"{type(error).__name__}: {error} ({where})"))
+        return Outcome("error", f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})")
 
 
 def _train_and_evaluate(job: Training, plan: Plan, reporter: Reporter) -> str:
@@ -249,6 +254,8 @@ def _interrupts_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # It is started with the first process, and would let interrupts through to that one.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

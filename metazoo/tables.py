@@ -183,10 +183,7 @@ def _by_rule(board: Leaderboard) -> Table | None:
     for row in suite.rows:
         results = [board.cells[row.label, column].result(rule) for column in suite.columns for rule in rules]
         rows.append([Entry(row.label), *[Entry(percent(*result) if result else NOTHING) for result in results]])
-    described = "; ".join(f"{rule}: {RULES[rule]}" for rule in rules)
-    return Table(
-        f"Accuracy in % by selection rule, ± the {INTERVAL} ({described})", tuple(header), _align(header), rows
-    )
+    return Table(f"Accuracy in % by selection rule, ± the {INTERVAL}", tuple(header), _align(header), rows)
 
 
 def _spreads(board: Leaderboard) -> Table | None:

@@ -15,6 +15,7 @@ from metazoo.tables import Document, Entry, compose
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 def save(board: Leaderboard, folder: Path) -> list[Path]:
@@ -113,15 +114,17 @@ def show(board: Leaderboard, console: Console) -> None:
     if document.about:
         console.print(Text(document.about))
     main = document.tables[0]
-    table = RichTable(title=main.title, title_justify="left", title_style="", caption_justify="left")
+    console.print(Text(f"{main.title}."))
+    table = RichTable()
     for name, letter in zip(main.header, main.align, strict=True):
         table.add_column(name, justify="right" if letter == "r" else "left")
     for row in main.rows:
-        cells = [Text(entry.text + _marks(entry, " [{}]"), style="bold" if entry.bold else "") for entry in row]
-        table.add_row(*cells)
+        table.add_row(*(_rich_entry(entry, console.is_terminal) for entry in row))
     console.print(table)
     for number, note in enumerate(document.notes, start=1):
         console.print(Text(f"[{number}] {note}"))
+    if not console.is_terminal:
+        console.print(Text("* stands for bold."))
     for name, text in document.facts.items():
         console.print(Text.assemble((f"{name}: ", "bold"), text))
 
@@ -193,6 +196,14 @@ def _markdown_row(texts: Sequence[str]) -> str:
 def _markdown_entry(entry: Entry) -> str:
     text = f"**{entry.text}**" if entry.bold else entry.text
     return text + _marks(entry, " <sup>{}</sup>")
+
+
+def _rich_entry(entry: Entry, styled: bool) -> Text:
+    """Bold shows as * where the output has no styles."""
+    from rich.text import Text
+
+    star = "*" if entry.bold and not styled else ""
+    return Text(entry.text + star + _marks(entry, " [{}]"), style="bold" if entry.bold else "")
 
 
 def _tex_row(texts: Any) -> str:
