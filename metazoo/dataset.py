@@ -78,6 +78,8 @@ class DataSet:
         size: side in pixels of the stored images unless another one is asked for.
         splits: the published class lists, split -> class names, before rotation. Embedded sets may leave it empty.
         expected: split -> how many classes and images the packed split holds; anything else is refused.
+        digests: split -> SHA-256 of the packed array at `size`, where it is the same on every machine: what shows that
+            images were altered (saved as JPEG, say) on their way.
         images_per_class: where it is the same for all classes: makes a refusal say which class is wrong.
         resample: the Pillow filter ("bicubic", "lanczos", ...) that takes an image straight to the stored size.
         inverted: store 255 - v (Omniglot: white ink on black).
@@ -98,6 +100,7 @@ class DataSet:
     size: int
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Mapping[str, Count] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
     images_per_class: int | None = None
     resample: str = "bicubic"
     inverted: bool = False

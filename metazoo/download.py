@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 from metazoo.dataset import DataSet
 from metazoo.errors import UserError
@@ -31,7 +33,11 @@ def fetch(sheet: DataSet, folder: Path) -> list[Path]:
                 if not check_integrity(str(file), download.md5):
                     download_url(download.url, folder, download.filename, download.md5)
             except (OSError, RuntimeError) as error:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder is removed if it is left empty
+                    file.unlink(missing_ok=True)
+                    folder.rmdir()
+                if isinstance(error, HTTPError):
+                    error.close()  # it holds the connection
                 reason = getattr(error, "reason", error)
                 raise UserError(
                     f"{download.url} could not be downloaded ({reason}). Get it elsewhere and run: "

@@ -81,7 +81,7 @@ def _refuse_strangers(sheet: DataSet, sources: Sequence[Source], found: dict, ig
         held = f"it holds no images but archives ({', '.join(archives[:6])}): give those"
     else:
         held = "it holds no images"
-    raise UserError(f"{given} is not {sheet.title}: {held}. {sheet.where}")
+    raise UserError(f"This is not {sheet.title} ({given}): {held}. {sheet.where}")
 
 
 def _refuse_missing(sheet: DataSet, split_of: dict[str, str], found: dict) -> None:

@@ -232,7 +232,7 @@ def test_folders_of_another_split_are_refused(tmp_path, home):
 
 def test_another_data_set_is_told(tmp_path, home):
     other = write_tar(tmp_path / "birds.tar", {"birds/001.Albatross/1.png": b"x"})
-    sentence = refused("birds.tar is not Menagerie: .* folders such as '001.Albatross'", tiny_sheet(), [other], home)
+    sentence = refused(r"This is not Menagerie \(.*birds\.tar\): .* folders such as '001.Albatross'", tiny_sheet(), [other], home)
     assert "Ask the tests." in sentence
     refused("it holds no images", tiny_sheet(), [write_tar(tmp_path / "text.tar", {"a.txt": b"x"})], home)
     outer = write_folder(tmp_path / "outer", {"train.tar": b"x", "val.tar": b"x"})

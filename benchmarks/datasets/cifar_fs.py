@@ -15,13 +15,18 @@ DATASET = DataSet(
     ),
     terms="CIFAR-100 has no formal licence; cite the report.",
     where=(
-        "Give cifar-100-python.tar.gz or cifar-100-binary.tar.gz (from www.cs.toronto.edu/~kriz/cifar.html), "
-        "or folders or archives of its 100 class folders; --download fetches the former."
+        "It is read from cifar-100-python.tar.gz or cifar-100-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html), "
+        "or from folders or archives of its 100 class folders; --download fetches the first."
     ),
     channels=3,
     size=32,
     splits=read_splits(Path(__file__).with_name("splits") / "cifar_fs.txt"),
     expected={"train": Count(64, 38_400), "val": Count(16, 9_600), "test": Count(20, 12_000)},
+    digests={
+        "train": "67e650d6fa3b7c76f2009111eefbfcf4040987004b48ed47156660cfca838035",
+        "val": "6fd89ae4b8db84f831eb20de29fc6db7fb131bbccdfe18434d225c0f2c118250",
+        "test": "d09324509d9ad892c23ecc7f4b51b11c9bab247a850cf036e0e1ae9be2f09d29",
+    },
     images_per_class=600,
     ordered_by="content",
     recognisers=(cifar100.python_archive, cifar100.binary_archive, class_folders),

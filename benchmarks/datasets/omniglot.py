@@ -16,8 +16,8 @@ DATASET = DataSet(
     ),
     terms="MIT licence.",
     where=(
-        "Give images_background.zip and images_evaluation.zip (from github.com/brendenlake/omniglot, folder python), "
-        "or folders or archives of Alphabet/characterNN folders; --download fetches the former."
+        "It is read from images_background.zip and images_evaluation.zip (github.com/brendenlake/omniglot, in python), "
+        "or from folders or archives of Alphabet/characterNN folders; --download fetches the two zips."
     ),
     channels=1,
     size=28,

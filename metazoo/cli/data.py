@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
+    from metazoo.dataset import DataSet
     from metazoo.store import Store
 
 app = typer.Typer(no_args_is_help=True)
@@ -56,6 +58,12 @@ def prepare(
     store = pack(sheet, sources, size, home, force)
     print(f"{sheet.title} {'was prepared already' if there else 'is prepared'} at {store.manifest.size} pixels: {path}")
     _describe(store)
+    if altered := _altered(sheet, store):
+        print(
+            f"metazoo: warning: the images of {', '.join(altered)} are not pixel for pixel the published ones; "
+            "results will not compare with others'.",
+            file=sys.stderr,
+        )
     if there:
         print("  Nothing was read; --force prepares it again.")
 
@@ -89,7 +97,7 @@ def list_(home: Home = None) -> None:
             table.add_row(name, sheet.title, str(sheet.size), classes, images, state)
     console = Console()
     console.print(table)
-    console.print(f"Prepared data sets are in {data_home(home)}.", highlight=False, soft_wrap=True)
+    console.print(f"Prepared data sets are kept in {data_home(home)}.", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,6 +170,13 @@ def _describe(store: Store) -> None:
     read = ", ".join(str(source.get("file") or source.get("folder")) for source in store.manifest.source)
     print(f"  read from {store.manifest.form}{read and ': '}{read}")
     print(f"  {_megabytes(store)}, identity {store.manifest.identity[:16]}")
+
+
+def _altered(sheet: DataSet, store: Store) -> list[str]:
+    """The splits whose images are not those the fact sheet knows by their digest."""
+    if store.manifest.size != sheet.size:
+        return []
+    return [name for name, digest in sheet.digests.items() if store.manifest.splits[name].sha256 != digest]
 
 
 def _megabytes(store: Store) -> str:
