@@ -1,6 +1,7 @@
 """Data sets that are generated in an instant, so that whole trainings fit into a test.
 
-`install()` makes them known: `tiny` (grey) and `tiny_rgb`, 12 pixels wide, with classes that a small network tells apart.
+`install()` makes them known: `tiny` (grey) and `tiny_rgb`, 12 pixels wide, with classes that a small network can tell
+apart.
 """
 
 from __future__ import annotations
