@@ -120,17 +120,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, filters: int, pool: nn.Module):
         super().__init__()
-        for name, inputs in (("a", channels), ("b", filters), ("c", filters)):
-            self.add_module(f"conv_{name}", nn.Conv2d(inputs, filters, 3, padding=1, bias=False))
-            self.add_module(f"norm_{name}", nn.BatchNorm2d(filters, track_running_stats=False))
+        inputs = (channels, filters, filters)
+        self.convs = nn.ModuleList(nn.Conv2d(n, filters, 3, padding=1, bias=False) for n in inputs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False) for _ in inputs)
         self.shortcut = nn.Conv2d(channels, filters, 1, bias=False)
         self.shortcut_norm = nn.BatchNorm2d(filters, track_running_stats=False)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = F.relu(self.norm_a(self.conv_a(images)))
-        hidden = F.relu(self.norm_b(self.conv_b(hidden)))
-        hidden = self.norm_c(self.conv_c(hidden)) + self.shortcut_norm(self.shortcut(images))
+        hidden = F.relu(self.norms[0](self.convs[0](images)))
+        hidden = F.relu(self.norms[1](self.convs[1](hidden)))
+        hidden = self.norms[2](self.convs[2](hidden)) + self.shortcut_norm(self.shortcut(images))
         return self.pool(F.relu(hidden))
 
 

@@ -21,7 +21,7 @@ BackboneSettings = Annotated[Conv4.Settings | ResNet12.Settings, Field(discrimin
 
 
 class TrainingSettings(Strict):
-    """The outer loop. The defaults are those of the CxGrad repository's miniImageNet runs (100 epochs of 500 meta-batches)."""
+    """The outer loop. The defaults are those of the CxGrad repository's miniImageNet runs."""
 
     epochs: PositiveInt = 100
     iterations_per_epoch: PositiveInt = 500

@@ -13,9 +13,9 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file beside `path` that takes its place when the block ends without an error.
+    """Open a temporary file beside `path`, which takes its place when the block ends without an error.
 
-    The bytes are on the disk before the name changes; on an error the temporary file is removed and `path` is untouched.
+    The bytes are on the disk before the name changes; on an error the temporary file goes and `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"

@@ -1,9 +1,9 @@
 """The stacked learner: one learn2learn clone that adapts a whole meta-batch of tasks, exactly.
 
-learn2learn's `MAML` clones a module and adapts the clone by ordinary autograd, whatever the module is. Here the module's
-adapted parameters carry a leading task axis: `[...]` becomes `[T, ...]`, the forward pass maps over that axis, and the loss
-is summed over tasks. Tasks share no adapted parameter, so the gradient of the sum is each task's own gradient. `vmap` goes
-around the forward pass only; gradients are taken outside it.
+learn2learn's `MAML` clones a module and adapts the clone by ordinary autograd, whatever the module is. Here the
+module's adapted parameters carry a leading task axis: `[...]` becomes `[T, ...]`, the forward pass maps over that axis,
+and the loss is summed over tasks. Tasks share no adapted parameter, so the gradient of the sum is each task's own
+gradient. `vmap` goes around the forward pass only; gradients are taken outside it.
 
 This is the one module that imports learn2learn.
 """
@@ -14,7 +14,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Collection, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from metazoo.episodes import Episodes
 
 _CURE = (
-    "metazoo stands on learn2learn 0.2.0, which could not be imported here ({problem}). Its source archive needs a recipe; "
-    "run these two commands in this environment:\n"
+    "metazoo stands on learn2learn 0.2.0, which could not be imported here ({problem}). Its source archive needs a "
+    "recipe; run these two commands in this environment:\n"
     "  pip install cython setuptools wheel numpy gym==0.26.2 requests tqdm scipy\n"
     "  pip install --no-deps --use-pep517 --no-build-isolation --config-settings=--global-option=build_ext "
     "learn2learn==0.2.0"
@@ -49,6 +49,7 @@ def _import_learn2learn() -> Any:
 
 
 learn2learn = _import_learn2learn()
+MAML: Any = learn2learn.algorithms.MAML
 
 
 class StackedBackbone(nn.Module):
@@ -62,7 +63,12 @@ class StackedBackbone(nn.Module):
         self.parts: Mapping[str, nn.Module] = {"body": backbone.body, "head": backbone.head}
         self.shared = dict(shared)
         self.tasks = tasks
-        self._parameters.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
+        self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
+
+    @property
+    def adapted(self) -> MutableMapping[str, Tensor]:
+        """The adapted tensors by name; learn2learn's update replaces them here."""
+        return cast(MutableMapping[str, Tensor], self._parameters)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of images `[T, n, C, H, W]`."""
@@ -72,7 +78,7 @@ class StackedBackbone(nn.Module):
         """Body (images to features) or head (features to logits) of every task: `[T, n, ...]` to `[T, n, ...]`."""
         module, prefix = self.parts[name], f"{name}."
         shared = {key.removeprefix(prefix): value for key, value in self.shared.items() if key.startswith(prefix)}
-        own = {key.removeprefix(prefix): value for key, value in self._parameters.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): value for key, value in self.adapted.items() if key.startswith(prefix)}
         if self.tasks == 1:
             weights = shared | {key: value.squeeze(0) for key, value in own.items()}
             return functional_call(module, weights, (inputs.squeeze(0),)).unsqueeze(0)
@@ -83,7 +89,7 @@ class StackedBackbone(nn.Module):
         return vmap(forward, in_dims=(0, 0), randomness="different")(own, inputs)
 
 
-class Learner(learn2learn.algorithms.MAML):
+class Learner(MAML):
     """learn2learn's MAML wrapper with one change: `clone` gives every task of a meta-batch its own adapted weights."""
 
     def __init__(self, backbone: Backbone, adapts: Collection[Role]):
@@ -101,7 +107,7 @@ class Learner(learn2learn.algorithms.MAML):
                 adapted[name] = stacked if stacked.requires_grad else stacked.clone().requires_grad_()
             else:
                 shared[name] = weight
-        return learn2learn.algorithms.MAML(
+        return MAML(
             StackedBackbone(self.module, adapted, shared, tasks),
             lr=self.lr,
             first_order=first_order,
@@ -133,7 +139,8 @@ class TaskBatch:
 
     @property
     def weights(self) -> MutableMapping[str, Tensor]:
-        return self.clone.module._parameters
+        """The adapted tensors by name, each `[T, ...]`."""
+        return self.clone.module.adapted
 
     def support_loss(self) -> Tensor:
         """One support pass at the current weights: each task's mean cross-entropy, `[T]`."""
@@ -175,7 +182,7 @@ class TaskBatch:
         self.clone.module = learn2learn.utils.update_module(self.clone.module)
 
     def embed(self, jointly: bool = False) -> None:
-        """Forward the body once, for methods that never adapt it. `jointly`: support and query share batch statistics."""
+        """Forward the body once, for methods that never adapt it; `jointly`: support and query images as one batch."""
         episodes, body = self.episodes, self.clone.module.part
         with torch.set_grad_enabled(self.track):
             if jointly:

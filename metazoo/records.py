@@ -85,7 +85,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
-    """All records of the given files, in order. A last line cut short by a kill is passed over; a damaged one is an error."""
+    """All records of the given files, in order; a last line that a kill cut short is passed over."""
     records = []
     for path in paths:
         try:

@@ -34,7 +34,7 @@ class Catalogue:
         """Read the built-in modules and the entry points; one that fails is listed and the others still work."""
         package = importlib.import_module(GROUP)
         for module in pkgutil.iter_modules(package.__path__, f"{GROUP}."):
-            self._attempt(module.name, lambda name=module.name: importlib.import_module(name))  # type: ignore[misc]
+            self._attempt(module.name, lambda name=module.name: importlib.import_module(name))
         for point in entry_points(group=GROUP):
             self._attempt(f"entry point {point.name}", point.load)
 

@@ -1,4 +1,4 @@
-"""Strict models for whatever a person writes: an unknown key is an error that names the key and the nearest known one."""
+"""Strict models for whatever a person writes: an unknown key is an error that names the nearest known one."""
 
 from __future__ import annotations
 

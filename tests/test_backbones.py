@@ -25,7 +25,7 @@ def test_conv4_counts(filters: int, bias: bool, total: int, adapted: int | None)
     assert network.head.in_features == 25 * filters
     if adapted is not None:
         roles = network.roles()
-        sizes = {role: 0 for role in ("body", "norm", "head")}
+        sizes = dict.fromkeys(("body", "norm", "head"), 0)
         for name, parameter in network.named_parameters():
             sizes[roles[name]] += parameter.numel()
         assert sizes["body"] + sizes["head"] == adapted

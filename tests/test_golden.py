@@ -1,8 +1,8 @@
 """Golden numbers made with the authors' own code (float64): losses, logits and meta-gradients of every method.
 
-The setting is 3-way 1-shot with 2 queries a class on 16-pixel images, four blocks of 4 filters, weights and pixels given
-by formulas. `golden/maml_family.json` holds the leaky-ReLU family (MAML, L2F, CxGrad), `golden/other_methods.json` the
-ReLU one (ANIL, BOIL, Meta-SGD), where batch norm's scale and shift are adapted too.
+The setting is 3-way 1-shot with 2 queries a class on 16-pixel images, four blocks of 4 filters, weights and pixels
+given by formulas. `golden/maml_family.json` holds the leaky-ReLU family (MAML, L2F, CxGrad),
+`golden/other_methods.json` the ReLU one (ANIL, BOIL, Meta-SGD), where batch norm's scale and shift are adapted too.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def check_losses(result: Trace, golden: dict) -> None:
     close(result.meta_loss, golden["query_loss"], absolute=1e-9, relative=0)
 
 
-FAMILY_CASES = {
+FAMILY_CASES: dict[str, tuple[str, dict, dict]] = {
     "maml_no_bias": ("maml", {}, {}),
     "maml_no_bias_first_order": ("maml", {"first_order": True}, {}),
     "maml_bias": ("maml", {}, {"conv_bias": True}),
@@ -128,7 +128,7 @@ def test_l2f_intermediates() -> None:
     algorithm.attenuator.register_forward_hook(lambda module, inputs, output: seen.extend((*inputs, output)))
     trace(algorithm, episodes())
     embedding, factors = seen
-    expected = (3.31831377e-2, 1.11927944e-3, -1.40351827e-2, 1.07640646e-3, 0, 0)
+    expected = (3.31831377e-2, 1.11927944e-3, -1.40351827e-2, 1.07640646e-3, 0.0, 0.0)
     for found, value in zip(embedding[0], expected, strict=True):
         close(found, value, absolute=1e-10)
     expected = (0.5241140602, 0.5170810976, 0.4695577524, 0.4842021574, 0.5352876254, 0.5134001959)
@@ -141,9 +141,12 @@ def test_cxgrad_intermediates() -> None:
     algorithm = build("cxgrad", {"inner_steps": 3, "inner_lr": {"body": 0.05, "head": 0.05}, "context_size": 5})
     contexts: list[Tensor] = []
     factors: list[Tensor] = []
-    algorithm.scaler.register_forward_hook(
-        lambda module, inputs, output: (contexts.append(inputs[0][0]), factors.append(output[0])) and None
-    )
+
+    def record(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        contexts.append(inputs[0][0])
+        factors.append(output[0])
+
+    algorithm.scaler.register_forward_hook(record)
     result = trace(algorithm, episodes())
     for found, value in zip(factors[0], (0.7616530552, 0.7212919195, 0.6374902669, 0.7082947689), strict=True):
         close(found, value, absolute=1e-10, relative=0)

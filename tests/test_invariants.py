@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_a_scaled_convolution_with_its_rate_scaled_by_the_square_predicts_the_sa
     lr, a = 0.05, 3.0
     plain = make("maml", SCALE_FREE, inner_lr={"body": lr, "head": lr})
     scaled = make("maml", SCALE_FREE, inner_lr={"body": a**2 * lr, "head": lr})
-    set_weights(scaled, {name: a for name in CONVS})
+    set_weights(scaled, dict.fromkeys(CONVS, a))
     episodes = tiny_episodes()
     torch.testing.assert_close(scaled.predict(episodes), plain.predict(episodes), atol=1e-9, rtol=0)
 
@@ -200,7 +201,8 @@ def test_metasgd_with_constant_rates_is_maml() -> None:
 
 
 def test_metasgd_doubles_the_parameters_and_takes_any_sign() -> None:
-    algorithm, episodes = make("metasgd"), tiny_episodes()
+    algorithm: Any = make("metasgd")
+    episodes = tiny_episodes()
     assert sum(p.numel() for p in algorithm.rates) == sum(p.numel() for p in algorithm.backbone.parameters())
     initial = torch.cat([p.detach().flatten() for p in algorithm.rates])
     assert 0.005 <= initial.min() < 0.01 and 0.09 < initial.max() <= 0.1
@@ -236,9 +238,10 @@ def test_l2f_with_saturated_factors_is_maml() -> None:
 
 
 def test_l2f_embedding() -> None:
-    """One call a task batch; head entries are zero by structure; nothing flows to the weights through it unless asked."""
+    """One call for all tasks; head entries are zero by structure; it is a constant to the weights unless asked."""
     for differentiable in (False, True):
-        algorithm, seen = make("l2f", differentiable_embedding=differentiable), []
+        algorithm = make("l2f", differentiable_embedding=differentiable)
+        seen: list[Tensor] = []
         algorithm.attenuator.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(inputs[0]))
         trace(algorithm, tiny_episodes())
         assert len(seen) == 1
@@ -353,17 +356,17 @@ def test_the_context_is_per_task_and_not_learned() -> None:
     assert torch.equal(alone.adapted["context"], result.adapted["context"])
 
 
-def test_one_step_of_cxgrad_has_no_use_for_its_own_context_update() -> None:
+def test_one_step_of_cxgrad_has_no_use_for_its_own_context_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one step only the update before it matters: the query pass does not read the context."""
     algorithm, episodes = make("cxgrad", inner_steps=1), tiny_episodes()
     expected = algorithm.predict(episodes)
     step = algorithm.step
 
-    def without_update(tasks, number: int) -> None:
+    def without_update(tasks: TaskBatch, number: int) -> None:
         step(tasks, number)
         tasks.weights["context"] = torch.full_like(tasks.weights["context"], 7.0)
 
-    algorithm.step = without_update
+    monkeypatch.setattr(algorithm, "step", without_update)
     assert torch.equal(algorithm.predict(episodes), expected)
 
 
@@ -375,17 +378,17 @@ def test_cxgrad_without_a_context_rate_gives_every_task_the_same_factors() -> No
     assert all(torch.equal(factor, factors[0][:1].expand_as(factor)) for factor in factors)
 
 
-def test_the_first_context_update_carries_no_meta_gradient() -> None:
+def test_the_first_context_update_carries_no_meta_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detaching it again changes nothing."""
     episodes = tiny_episodes()
     plain, detached = make("cxgrad"), make("cxgrad")
     begin = detached.begin
 
-    def cut(tasks) -> None:
+    def cut(tasks: TaskBatch) -> None:
         begin(tasks)
         tasks.weights["context"] = tasks.weights["context"].detach().requires_grad_()
 
-    detached.begin = cut
+    monkeypatch.setattr(detached, "begin", cut)
     assert_same(trace(plain, episodes), trace(detached, episodes), tolerance=1e-15)
 
 

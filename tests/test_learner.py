@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def learn2learn_loop(
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("tasks_per_pass", [1, 2, 3])
 def test_maml_equals_learn2learns_loop(tasks_per_pass: int, first_order: bool) -> None:
-    method = registry.algorithm("maml")
+    method: Any = registry.algorithm("maml")
     settings = method.Settings(inner_lr=EVERYTHING, inner_steps=3)
     network = Conv4.Settings(filters=4, conv_bias=True)
     algorithm, episodes = tiny_algorithm(method, settings, network), tiny_episodes()
@@ -74,9 +75,7 @@ def test_tasks_per_pass_changes_no_result(name: str) -> None:
         part = meta_step(algorithm, episodes, tasks_per_pass)
         assert part.keys() == whole.keys()
         for key, value in part.items():
-            torch.testing.assert_close(
-                value, whole[key], atol=1e-10, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
-            )
+            torch.testing.assert_close(value, whole[key], atol=1e-10, rtol=0)
     logits = algorithm.predict(episodes)
     for task, chunk in enumerate(episodes.chunks(1)):
         torch.testing.assert_close(algorithm.predict(chunk)[0], logits[task], atol=1e-10, rtol=0)
@@ -85,10 +84,13 @@ def test_tasks_per_pass_changes_no_result(name: str) -> None:
 def test_uniform_rates_take_learn2learns_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = learn2learn.algorithms.MAML.adapt
-    monkeypatch.setattr(
-        learn2learn.algorithms.MAML, "adapt", lambda self, *a, **k: (calls.append(1), original(self, *a, **k))[1]
-    )
-    method = registry.algorithm("maml")
+
+    def adapt(self: Any, *arguments: Any, **options: Any) -> None:
+        calls.append(self)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(learn2learn.algorithms.MAML, "adapt", adapt)
+    method: Any = registry.algorithm("maml")
     tiny_algorithm(method, method.Settings(inner_steps=3)).learn(tiny_episodes())
     assert len(calls) == 3
 
@@ -99,7 +101,7 @@ def test_different_rates_per_role() -> None:
     results = {}
     for head_rate in (0.1, torch.tensor(0.1, dtype=torch.float64)):  # a tensor takes the general path
         tasks = TaskBatch(Learner(algorithm.backbone, {"body", "head"}), episodes)
-        rates = {name: head_rate for name in tasks.weights}
+        rates = dict.fromkeys(tasks.weights, head_rate)
         tasks.descend(tasks.support_loss(), rates)
         results[type(head_rate)] = dict(tasks.weights)
     for name in results[float]:
@@ -107,7 +109,7 @@ def test_different_rates_per_role() -> None:
 
 
 def test_an_error_in_the_gradient_reaches_the_caller() -> None:
-    """learn2learn prints RuntimeErrors such as out-of-memory and then fails on an unset variable; that must not happen."""
+    """learn2learn prints RuntimeErrors such as out-of-memory and fails on an unset variable; that must not happen."""
 
     class NoMemory(torch.autograd.Function):
         @staticmethod
@@ -120,7 +122,7 @@ def test_an_error_in_the_gradient_reaches_the_caller() -> None:
 
     tasks = TaskBatch(Learner(tiny_algorithm(registry.algorithm("maml")).backbone, {"body", "head"}), tiny_episodes())
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
-        tasks.descend(NoMemory.apply(tasks.support_loss()), {name: 0.1 for name in tasks.weights})
+        tasks.descend(NoMemory.apply(tasks.support_loss()), dict.fromkeys(tasks.weights, 0.1))
 
 
 def test_prediction_leads_nowhere() -> None:

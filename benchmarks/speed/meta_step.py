@@ -1,9 +1,9 @@
-"""One meta-step beside learn2learn's own loop: `python -m metazoo.benchmarks.speed.meta_step [--json PATH]`.
+"""One meta-step beside learn2learn's own loop: `python -m metazoo.benchmarks.speed.meta_step`.
 
 Both sides run second-order MAML with five inner steps on the same tensors and the same initial weights, in one process,
-alternating. learn2learn's side is its published recipe, one clone a task; it adapts every parameter of a module, so ours
-adapts every role too. The network is our Conv4 for both, except where `--network learn2learn` gives it its own CNN4
-(other activation, running statistics, so only the time compares).
+alternating. learn2learn's side is its published recipe, one clone a task; it adapts every parameter of a module, so
+ours adapts every role too. The network is our Conv4 for both, except where `--network learn2learn` gives it its own
+CNN4 (other activation, running statistics, so only the time compares).
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
+import resource
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +33,8 @@ from metazoo.hardware import describe, versions
 from metazoo.learner import learn2learn
 
 STEPS, LR = 5, 0.01
+
+Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def episodes_of(shape: Shape, tasks: int, device: torch.device) -> Episodes:
     return Episodes(support_x, support_y, query_x, query_y, shape.ways)
 
 
-def learn2learn_step(maml: nn.Module, episodes: Episodes) -> None:
+def learn2learn_step(maml: Any, episodes: Episodes) -> None:
     """learn2learn's loop over the tasks of a meta-batch, gradients accumulated."""
     for task in range(len(episodes)):
         clone = maml.clone()
@@ -98,14 +103,14 @@ def our_step(algorithm: Algorithm, episodes: Episodes, tasks_per_pass: int) -> N
         (algorithm.learn(chunk).losses.sum() / len(episodes)).backward()
 
 
-def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, device: torch.device, own: bool) -> Timing:
-    """Time both sides in alternation; the first round warms up and is not counted."""
+def two_sides(shape: Shape, tasks: int, tasks_per_pass: int, device: torch.device, own: bool) -> list[Step]:
+    """One meta-step by us and one by learn2learn, on the same episodes and initial weights."""
     torch.manual_seed(0)
     network = Conv4((shape.channels, shape.size, shape.size), shape.ways, Conv4.Settings(filters=shape.filters))
-    method = registry.algorithm("maml")
+    method: Any = registry.algorithm("maml")
     rates = {"body": LR, "norm": LR, "head": LR}
     algorithm = method(copy.deepcopy(network), method.Settings(inner_lr=rates)).to(device)
-    theirs = (
+    theirs: nn.Module = (
         learn2learn.vision.models.CNN4(
             shape.ways,
             hidden_size=shape.filters,
@@ -118,10 +123,15 @@ def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, dev
     )
     maml = learn2learn.algorithms.MAML(theirs.to(device), lr=LR)
     episodes = episodes_of(shape, tasks, device)
-    sides: tuple[Callable[[], None], ...] = (
+    return [
         lambda: our_step(algorithm, episodes, tasks_per_pass),
         lambda: learn2learn_step(maml, episodes),
-    )
+    ]
+
+
+def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, device: torch.device, own: bool) -> Timing:
+    """Time both sides in alternation; the first round warms up and is not counted."""
+    sides = two_sides(shape, tasks, tasks_per_pass, device, own)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repetition in range(repetitions + 1):
         order = (0, 1) if repetition % 2 else (1, 0)
@@ -129,9 +139,11 @@ def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, dev
             elapsed = _timed(sides[side], device)
             if repetition:
                 seconds[side].append(elapsed)
-    ratios = sorted(theirs / ours for ours, theirs in zip(*seconds, strict=True))
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    peaks = [_peak_mb(side, device) for side in sides]
+    ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    ours_mb, learn2learn_mb = (
+        _in_fresh_process(peak_mb, side, shape, tasks, tasks_per_pass, str(device), own) for side in range(2)
+    )
     return Timing(
         shape,
         tasks,
@@ -140,43 +152,36 @@ def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, dev
         tasks / statistics.median(seconds[1]),
         statistics.median(ratios),
         (quartiles[0], quartiles[2]),
-        *peaks,
+        ours_mb,
+        learn2learn_mb,
     )
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def peak_mb(side: int, shape: Shape, tasks: int, tasks_per_pass: int, device: str, own: bool) -> float:
+    """Memory a meta-step needs above what is held before it: resident memory on a CPU, the allocator's on a GPU."""
+    place = torch.device(device)
+    step = two_sides(shape, tasks, tasks_per_pass, place, own)[side]
+    if place.type == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    held_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held_kb) / 2**10
+
+
+def _in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _timed(step: Step, device: torch.device) -> float:
     start = time.perf_counter()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _peak_mb(step: Callable[[], None], device: torch.device) -> float:
-    """Memory a step needs above what is held before it: the allocator's on a GPU, sampled resident memory on a CPU."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before, peak, done = _resident_mb(), 0.0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, _resident_mb())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    step()
-    done.set()
-    sampler.join()
-    return max(0.0, peak - before)
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
 
 
 def main() -> None:
@@ -204,9 +209,10 @@ def main() -> None:
         timings.append(timing)
         low, high = timing.ratio_quartiles
         print(
-            f"{shape.name:13} {shape.ways}-way {shape.shots}-shot  ours {timing.ours_tasks_per_second:7.2f} tasks/s  "
-            f"learn2learn {timing.learn2learn_tasks_per_second:7.2f}  ratio {timing.ratio:.2f} ({low:.2f} to {high:.2f})  "
-            f"memory {timing.ours_peak_mb:.0f} and {timing.learn2learn_peak_mb:.0f} MB",
+            f"{shape.name:13} {shape.ways}-way {shape.shots}-shot  tasks/s: ours {timing.ours_tasks_per_second:.2f}, "
+            f"learn2learn {timing.learn2learn_tasks_per_second:.2f}; "
+            f"ratio {timing.ratio:.2f} ({low:.2f} to {high:.2f}); "
+            f"peak memory {timing.ours_peak_mb:.0f} and {timing.learn2learn_peak_mb:.0f} MB",
             flush=True,
         )
     if arguments.json:

@@ -35,7 +35,7 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"The system refused: {error.strerror or error}{where}. Free space or change permissions, and run it again.")
+        _fail(f"The system refused: {error.strerror or error}{where}. Mend that and run the same command again.")
 
 
 def _fail(sentence: str) -> None:

@@ -89,7 +89,8 @@ def check(
         print(f"{method.name}:")
         for finding in run_checks(method):
             faults += not finding.passed
-            print(f"  {'ok    ' if finding.passed else 'FAULT '} {finding.check}{finding.fault and ': '}{finding.fault}")
+            mark = "ok    " if finding.passed else "FAULT "
+            print(f"  {mark} {finding.check}{finding.fault and ': '}{finding.fault}")
     if faults:
         raise UserError(f"{faults} of the contract's checks found a fault; each says above what is wrong.")
 
