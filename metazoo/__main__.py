@@ -1,0 +1,5 @@
+"""`python -m metazoo` is the command `metazoo`."""
+
+from metazoo.cli import main
+
+main()
