@@ -15,6 +15,8 @@ from metazoo.store import Split
 
 # A table may take this share of the device's free memory; the rest is for training.
 SHARE_OF_FREE_MEMORY = 0.5
+# On a CPU a large batch is made this many values at a time: what one step writes, the next still finds in the cache.
+VALUES_AT_A_TIME = 1 << 20
 
 
 class ImageTable:
@@ -70,12 +72,22 @@ class ImageTable:
             size = len(flat), self._images.shape[1]
             staging = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             pixels = self.send(torch.index_select(self._images, 0, flat.cpu(), out=staging))
+            images = self._normalised(pixels.to(self.dtype))
         elif self.device.type == "cpu":
-            block = self._pixel_blocks.take((len(flat), self._images.shape[1]), torch.uint8)
-            pixels = torch.index_select(self._images, 0, flat, out=block)
+            images = self._gathered_by_parts(flat)
         else:
-            pixels = self._images.index_select(0, self.send(flat))
-        return self._normalised(pixels).view(*index.shape, *self.image_shape)
+            images = self._normalised(self._images.index_select(0, self.send(flat)).to(self.dtype))
+        return images.view(*index.shape, *self.image_shape)
+
+    def _gathered_by_parts(self, rows: torch.Tensor) -> torch.Tensor:
+        width = self._images.shape[1]
+        images = self._image_blocks.take((len(rows), width), self.dtype)
+        size = max(1, VALUES_AT_A_TIME // width)
+        for part, own in zip(images.split(size), rows.split(size), strict=True):
+            pixels = self._pixel_blocks.take((len(own), width), torch.uint8)
+            part.copy_(torch.index_select(self._images, 0, own, out=pixels))
+            self._normalised(part)
+        return images
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` on the table's device; to a GPU through pinned memory, without waiting for the work queued there."""
@@ -85,11 +97,8 @@ class ImageTable:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        if pixels.device.type == "cpu":
-            images = self._image_blocks.take(tuple(pixels.shape), self.dtype).copy_(pixels)
-        else:
-            images = pixels.to(self.dtype)
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixel values [n, C*H*W] times scale plus shift, in place."""
         by_channel = images.view(len(images), self.image_shape[0], -1)
         by_channel.mul_(self._scale)
         if self._shift is not None:

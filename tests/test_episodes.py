@@ -398,6 +398,15 @@ def test_gather_normalises_the_images_of_its_rows(dtype: torch.dtype, resident: 
         table.gather(np.array([20]))
 
 
+def test_a_batch_made_in_parts_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_of([20] * 5, shape=(3, 4, 4))
+    rows = np.random.default_rng(0).integers(0, 100, (4, 9))
+    whole = ImageTable(split, "cpu", mean=(0.1, 0.5, 0.9)).gather(rows)
+    for values in (1, 48 * 7, 48 * 36, 10**6):
+        monkeypatch.setattr("metazoo.images.VALUES_AT_A_TIME", values)
+        assert torch.equal(ImageTable(split, "cpu", mean=(0.1, 0.5, 0.9)).gather(rows), whole)
+
+
 def test_a_packed_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
     split = split_of([9, 11], shape=(1, 6, 6))
     file = tmp_path / "train.bin"

@@ -88,6 +88,11 @@ def task_set(images: torch.Tensor, shape: Shape, tasks: int = -1, load: bool = T
     return learn2learn.data.Taskset(data, task_transforms=steps, num_tasks=tasks)
 
 
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels as metazoo's table gives them, by the cheapest means there are."""
+    return pixels.to(torch.float32).mul_(1 / (255 * STD)).sub_(MEAN / STD)
+
+
 def compare(
     name: str, ours: Callable[[int], Any], episodes: int, theirs: Callable[[int], Any], tasks: int, rounds: int
 ) -> Comparison:
@@ -144,7 +149,7 @@ def comparisons(shape: Shape, device: torch.device, rounds: int, tasks: int) -> 
             for number in range(first, first + tasks):
                 x, y = sample(number)
                 if images.dtype == torch.uint8:
-                    x = x.to(torch.float32).mul_(1 / (255 * STD)).sub_(MEAN / STD)
+                    x = normalised(x)
                 task = tuple(part.to(device) for part in (x[is_support], y[is_support], x[~is_support], y[~is_support]))
             assert task is not None
             finish()
@@ -155,7 +160,7 @@ def comparisons(shape: Shape, device: torch.device, rounds: int, tasks: int) -> 
     fresh = task_set(pixels, shape)
     found = [compare("images", our_images, episodes, loading(pixels, lambda _: fresh.sample()), tasks, rounds)]
 
-    floats = (pixels.to(torch.float32) / 255 - MEAN) / STD
+    floats = normalised(pixels)
     ready = task_set(floats, shape)
     theirs = loading(floats, lambda _: ready.sample())
     found.append(compare("images, float store", our_images, episodes, theirs, tasks, rounds))
