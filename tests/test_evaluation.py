@@ -47,7 +47,7 @@ class Fixed(Algorithm):
     """Answers with `confidence` for the right class, or for the one after it."""
 
     def __init__(self, confidence: float, right: bool):
-        super().__init__(None)  # type: ignore[arg-type]
+        super().__init__(None)
         self.confidence, self.shift = confidence, int(not right)
         self.calls: list[int] = []
 
@@ -120,7 +120,7 @@ def test_an_evaluation_that_is_there_is_used_again(run: Run, monkeypatch: pytest
     assert evaluate(run, episodes=5, episode_seed=1) == other_list
     for asked in ({"episodes": 6}, {"episodes": 5, "target": "tiny_rgb"}, {"episodes": 5, "episode_seed": 2}):
         with pytest.raises((TypeError, UserError)):
-            evaluate(run, **asked)  # type: ignore[arg-type]
+            evaluate(run, **asked)
     assert len(records.read([run.records])) == 3
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_evaluated_is_a_sentence(run: Run, tmp_path: Path, monkey
         ({"episodes": 1}, "at least 2 episodes"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate(run, **asked)  # type: ignore[arg-type]
+            evaluate(run, **asked)
     index = run.checkpoints.index
     path = run.checkpoints.folder / index.best[0].file
     whole = path.read_bytes()
