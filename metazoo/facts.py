@@ -39,7 +39,7 @@ def facts(board: Leaderboard) -> dict[str, str]:
         f"column (seed {plan.seed}), the same for every method",
         "Selection rules": "; ".join(f"{rule}: {RULES[rule]}" for rule in plan.rules),
         "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; accuracies are averaged over them episode by episode",
-        "±": f"half-width of Student's t {INTERVAL}: for these trained networks, had other episodes been drawn; "
+        "±": f"half-width of Student's t {INTERVAL}, for these trained networks, had other episodes been drawn; "
         "how trainings with other seeds would differ is not in it",
         "Bold": "the best of its column, and all that a paired t-test on the shared episodes cannot tell from it "
         "(5 %, Holm's correction over all pairs of the column)",

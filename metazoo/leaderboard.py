@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metazoo import registry
-from metazoo.config import code_version, describe
+from metazoo.config import RunConfig, code_version, describe, resolve
 from metazoo.errors import UserError
 from metazoo.published import Literature, Number, literature
 from metazoo.records import Record, Rule, Status, read
+from metazoo.schema import parse
 from metazoo.statistics import episode_interval, indistinguishable_from_best, query_interval, ranks, seed_spread
 from metazoo.store import MANIFEST, Manifest, store_path
 from metazoo.suite import Column, Row, Suite, Training
@@ -69,7 +70,7 @@ class Shelf:
         self._records: dict[str, list[Record]] = {}
         for record in records:
             if record.split == "test":
-                key = _key(record.config, record.target, record.episodes, record.episode_seed)
+                key = _key(_completed(record.config), record.target, record.episodes, record.episode_seed)
                 self._records.setdefault(key, []).append(record)
 
     def find(self, suite: Suite, config: Mapping[str, Any], target: str) -> Record | None:
@@ -271,6 +272,15 @@ def _is_settled(suite: Suite, shelf: Shelf, training: Training, target: str) -> 
     if record is None or shelf.identities.departures(record) or record.status not in SETTLED:
         return False
     return record.status != "done" or set(suite.evaluation.rules) <= set(record.evaluations)
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored config with the defaults of what configs have gained since; as it is where it cannot be read now."""
+    try:
+        read_again = parse(RunConfig, config, "record")
+        return describe(resolve(read_again, read_again.size or 0))
+    except UserError:
+        return config
 
 
 def _key(config: Mapping[str, Any], target: str, episodes: int, episode_seed: int) -> str:

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +87,12 @@ class Suite(Strict):
         """The columns of the table, target by target."""
         return [Column(target, shots) for target in self.targets or (self.source,) for shots in self.shots]
 
-    @cached_property
+    @property
     def rows(self) -> list[Row]:
         """The rows of the table; every config in them is resolved, so a mistake in one is found here."""
         return [self._row(entry) for entry in self.methods]
 
-    @cached_property
+    @property
     def trainings(self) -> list[Training]:
         """Every training the suite needs, once each, also where two rows need the same one."""
         needed: dict[str, Training] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metazoo.dataset import datasets
+from metazoo.dataset import dataset
 from metazoo.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
 from metazoo.leaderboard import Beside, Leaderboard
 from metazoo.published import MEANINGS
@@ -68,10 +68,8 @@ def compose(board: Leaderboard) -> Document:
 
 def heading(suite: Suite, column: Column) -> str:
     """What a column is called: `CIFAR-FS 1-shot`, or `CIFAR-FS → Omniglot 1-shot` across domains."""
-    titles = {name: sheet.title for name, sheet in datasets().items()}
-    target = titles.get(column.target, column.target)
-    crossed = f"{titles.get(suite.source, suite.source)} → " if column.target != suite.source else ""
-    return f"{crossed}{target} {column.shots}-shot"
+    crossed = f"{dataset(suite.source).title} → " if column.target != suite.source else ""
+    return f"{crossed}{dataset(column.target).title} {column.shots}-shot"
 
 
 def percent(accuracy: float, half_width: float | None = None) -> str:
@@ -100,24 +98,23 @@ def _main(board: Leaderboard, notes: Notes) -> Table:
     rows.append(chance)
     rules = {cell.rule for cell in board.cells.values()}
     rule = RULES[next(iter(rules))] if len(rules) == 1 else "selection rule of each method as stated below"
-    title = f"Accuracy in %, {suite.ways}-way, ± the {INTERVAL}; {rule}; {suite.protocol} protocol"
+    title = f"Accuracy in %, {suite.ways}-way, ± half-width of its {INTERVAL}; {rule}; {suite.protocol} protocol"
     return Table(title, tuple(header), align, rows)
 
 
 def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[Entry]:
     """A cell's accuracy and rank, or why there is none."""
     cell, standing = board.cells[row.label, column], board.standings.get((row.label, column))
-    where = f"{row.label}, {heading(board.suite, column)}"
     result, marks = cell.result(), []
     if cell.departures and result:
         marks.append(notes.add(f"Made with other {' and '.join(cell.departures)} than is here now."))
     if result is None:
         if cell.reasons:
-            marks.append(notes.add(f"{where}: {'; '.join(cell.reasons)}"))
+            marks.append(notes.add(f"{row.label}: {'; '.join(cell.reasons)}"))
         return [Entry(cell.status if cell.status != "done" else "missing", notes=tuple(marks)), Entry(NOTHING)]
     if len(cell.measured) < len(cell.seeds):
         reasons = f" ({'; '.join(cell.reasons)})" if cell.reasons else ""
-        marks.append(notes.add(f"{where}: {len(cell.measured)} of {len(cell.seeds)} seeds{reasons}."))
+        marks.append(notes.add(f"{row.label}: {len(cell.measured)} of {len(cell.seeds)} seeds{reasons}."))
     if standing is None:
         marks.append(notes.add("Tested on other images than the rest of its column, so not compared with it."))
     best = standing is not None and standing.best
@@ -183,7 +180,8 @@ def _by_rule(board: Leaderboard) -> Table | None:
     for row in suite.rows:
         results = [board.cells[row.label, column].result(rule) for column in suite.columns for rule in rules]
         rows.append([Entry(row.label), *[Entry(percent(*result) if result else NOTHING) for result in results]])
-    return Table(f"Accuracy in % by selection rule, ± the {INTERVAL}", tuple(header), _align(header), rows)
+    title = f"Accuracy in % by selection rule, ± half-width of its {INTERVAL}"
+    return Table(title, tuple(header), _align(header), rows)
 
 
 def _spreads(board: Leaderboard) -> Table | None:
@@ -194,7 +192,8 @@ def _spreads(board: Leaderboard) -> Table | None:
     seeds = len(suite.seeds) > 1
     header = ["Method"]
     for column in suite.columns:
-        header += [f"{heading(suite, column)}, ± over queries", *(["SD over seeds"] if seeds else [])]
+        name = heading(suite, column)
+        header += [f"{name}, ± over queries", *([f"{name}, SD over seeds"] if seeds else [])]
     rows = []
     for row in suite.rows:
         entries = [Entry(row.label)]
