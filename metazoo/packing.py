@@ -23,7 +23,7 @@ from metazoo.files import sha256_of, write_text
 from metazoo.folders import building, locked
 from metazoo.pictures import decode, fingerprint, rotated, stored
 from metazoo.progress import on_terminal
-from metazoo.store import MANIFEST, Manifest, SplitEntry, Store, store_path
+from metazoo.store import MANIFEST, Manifest, SplitEntry, Store, find_store, store_path
 
 BATCH = 64
 LARGEST = 1024
@@ -36,7 +36,7 @@ def pack(
     home: Path | None = None,
     force: bool = False,
 ) -> Store:
-    """Read a data set from the form the user has it in, and pack it; a store that is already there is opened as it is.
+    """Read a data set from the form the user has it in, and pack it; a store of it that is already there is opened.
 
     Args:
         sheet: the data set.
@@ -52,13 +52,13 @@ def pack(
     if not 1 <= size <= LARGEST:
         raise UserError(f"Images cannot be stored at {size} pixels; --size takes 1 to {LARGEST}.")
     path = store_path(sheet.name, size, home)
-    if (path / MANIFEST).exists() and not force:
-        return Store.open(path)
+    if not force and (store := find_store(sheet, size, home)):
+        return store
     layout = sheet.layout(sources, size)
     sheet.check(layout)
     with _writing(path), locked(path):
-        if (path / MANIFEST).exists() and not force:  # another process has packed it meanwhile
-            return Store.open(path)
+        if not force and (store := find_store(sheet, size, home)):  # another process has packed it meanwhile
+            return store
         with building(path) as folder:
             manifest = _Packing(sheet, layout, size, folder).run()
             write_text(folder / MANIFEST, manifest.to_json())

@@ -11,12 +11,17 @@ import PIL.Image
 from metazoo.dataset import DataSet, Picture
 from metazoo.errors import UserError
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
 
 def decode(picture: Picture, name: str, channels: int) -> PIL.Image.Image:
     """The picture as a Pillow image, grey or RGB by `channels`; UserError naming the image if it does not decode."""
     mode = "L" if channels == 1 else "RGB"
     try:
         if isinstance(picture, bytes):
+            if picture.startswith(PNG):  # loading one does not look at its checksums
+                with PIL.Image.open(io.BytesIO(picture)) as image:
+                    image.verify()
             with PIL.Image.open(io.BytesIO(picture)) as image:
                 return image.convert(mode)
         if isinstance(picture, np.ndarray):

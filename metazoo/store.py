@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metazoo.dataset import dataset
+from metazoo.dataset import Count, DataSet, dataset
 from metazoo.errors import UserError
 from metazoo.files import sha256_of
 
@@ -138,6 +138,15 @@ class Store:
                 raise UserError(f"{file} {state}; prepare the data set again with --force.")
         return store
 
+    def fits(self, sheet: DataSet) -> bool:
+        """Whether the store holds what the data set's fact sheet says; one packed by another metazoo may not."""
+        counts = {name: Count(len(entry.classes), sum(entry.counts)) for name, entry in self.manifest.splits.items()}
+        return (
+            counts == (dict(sheet.expected) or counts)
+            and self.manifest.channels == sheet.channels
+            and self.manifest.resize == sheet.resample
+        )
+
     def file(self, split: str) -> Path:
         return self.path / f"{split}.bin"
 
@@ -185,17 +194,30 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
     """
     sheet = dataset(name)
     size = sheet.size if size is None else size
-    path = store_path(name, size, home)
-    if (path / MANIFEST).exists():
-        return Store.open(path)
+    if store := find_store(sheet, size, home):
+        return store
     if sheet.embedded:
         from metazoo.packing import pack
 
         return pack(sheet, (), size, home)
+    path = store_path(name, size, home)
+    state = f"is not prepared in {path.parent}"
+    if path.exists():
+        state = f"was prepared by another version of metazoo ({path})"
     command = f"metazoo data prepare {name} --from PATH" + (f" --size {size}" if size != sheet.size else "")
-    raise UserError(
-        f"{sheet.title} is not prepared at {size} pixels in {data_home(home)}; run: {command}. {sheet.where}"
-    )
+    raise UserError(f"{sheet.title} at {size} pixels {state}; run: {command}. {sheet.where}")
+
+
+def find_store(sheet: DataSet, size: int, home: Path | None = None) -> Store | None:
+    """The store of a data set at `size` pixels, if there is one and it holds what the fact sheet says today.
+
+    Raises UserError if there is one and it is damaged.
+    """
+    path = store_path(sheet.name, size, home)
+    if not (path / MANIFEST).exists():
+        return None
+    store = Store.open(path)
+    return store if store.fits(sheet) else None
 
 
 def prepared(home: Path | None = None) -> list[tuple[Path, Store | UserError]]:

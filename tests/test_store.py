@@ -23,6 +23,7 @@ import metazoo.dataset
 from metazoo.dataset import Count, Layout
 from metazoo.errors import UserError
 from metazoo.packing import pack
+from metazoo.pictures import decode, stored
 from metazoo.store import Manifest, Store, data_home, open_store, prepared
 
 NAMES = [name for names in SPLITS.values() for name in names]
@@ -195,6 +196,23 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, home):
         refused(r"The image 'menagerie\.tar/eel/2\.png' does not decode", tiny_sheet(), [path], home)
 
 
+def test_a_changed_byte_of_a_png_never_becomes_other_pixels(tmp_path, home):
+    whole = tiny_tree()["eel/2.png"]
+    sheet = tiny_sheet(channels=3)
+    expected = pixels("eel", 2).transpose(2, 0, 1)
+    refusals = 0
+    for position in range(len(whole)):
+        damaged = whole[:position] + bytes([whole[position] ^ 0x24]) + whole[position + 1 :]
+        try:
+            image = decode(damaged, "eel/2.png", 3)
+        except UserError as error:
+            assert "'eel/2.png' does not decode" in str(error)
+            refusals += 1
+        else:
+            np.testing.assert_array_equal(stored(image, sheet, SIDE), expected)
+    assert refusals > 0.9 * len(whole)
+
+
 def test_missing_classes_are_named(tmp_path, home):
     parts = by_split(tiny_tree())
     path = write_tar(tmp_path / "train.tar", parts["train"])
@@ -232,7 +250,8 @@ def test_folders_of_another_split_are_refused(tmp_path, home):
 
 def test_another_data_set_is_told(tmp_path, home):
     other = write_tar(tmp_path / "birds.tar", {"birds/001.Albatross/1.png": b"x"})
-    sentence = refused(r"This is not Menagerie \(.*birds\.tar\): .* folders such as '001.Albatross'", tiny_sheet(), [other], home)
+    sentence = r"This is not Menagerie \(.*birds\.tar\): .* folders such as '001.Albatross'"
+    sentence = refused(sentence, tiny_sheet(), [other], home)
     assert "Ask the tests." in sentence
     refused("it holds no images", tiny_sheet(), [write_tar(tmp_path / "text.tar", {"a.txt": b"x"})], home)
     outer = write_folder(tmp_path / "outer", {"train.tar": b"x", "val.tar": b"x"})
@@ -455,6 +474,21 @@ def test_an_embedded_data_set_is_built_when_it_is_opened(known, home):
     modified = store.file("train").stat().st_mtime_ns
     assert open_store("drawn", 11, home).file("train").stat().st_mtime_ns == modified
     assert [path.name for path, _ in prepared(home)] == ["drawn-11"]
+
+
+def test_a_store_of_another_version_is_not_taken_for_today_s(known, folder, home, monkeypatch):
+    before = metazoo.dataset.datasets()
+    pack(before["menagerie"], [folder], home=home)
+    drawn = open_store("drawn", home=home).split("train").images.shape
+    now = {
+        "menagerie": replace(before["menagerie"], resample="lanczos"),
+        "drawn": replace(before["drawn"], channels=1),
+    }
+    monkeypatch.setattr("metazoo.dataset.datasets", lambda: now)
+    with pytest.raises(UserError, match=r"at 8 pixels was prepared by another version .*prepare menagerie --from PATH"):
+        open_store("menagerie", home=home)
+    assert pack(now["menagerie"], [folder], home=home).manifest.resize == "lanczos"
+    assert (drawn[1], open_store("drawn", home=home).split("train").images.shape[1]) == (3, 1)
 
 
 def test_a_split_that_does_not_exist(folder, home):

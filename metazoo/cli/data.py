@@ -43,20 +43,20 @@ def prepare(
     """
     from metazoo.dataset import dataset
     from metazoo.packing import pack
-    from metazoo.store import data_home, store_path
+    from metazoo.store import data_home, find_store
 
     sheet = dataset(name)
     sources = [*(source or []), *(more or [])]
     if download and sources:
         raise UserError("Give either --download or --from, not both.")
-    path = store_path(name, sheet.size if size is None else size, home)
-    there = path.exists() and not force
+    there = not force and find_store(sheet, sheet.size if size is None else size, home) is not None
     if download and not there:
         from metazoo.download import fetch
 
         sources = fetch(sheet, data_home(home) / "downloads")
     store = pack(sheet, sources, size, home, force)
-    print(f"{sheet.title} {'was prepared already' if there else 'is prepared'} at {store.manifest.size} pixels: {path}")
+    state = "was prepared already" if there else "is prepared"
+    print(f"{sheet.title} {state} at {store.manifest.size} pixels: {store.path}")
     _describe(store)
     if altered := _altered(sheet, store):
         print(
