@@ -35,8 +35,8 @@ LETTERED = (
 _LETTERED = re.compile(r"\b(" + "|".join(LETTERED) + r")\b")
 # Patterns in a cell, told apart by where in the cell the ink is, which a drawing fitted to its canvas does not show.
 _CELLS = re.compile(r"BRAILLE|BOX DRAWINGS|QUADRANT|TETRAGRAM|HEXAGRAM|TRIGRAM|DIGRAM|DOMINO TILE")
-# The forms of a letter in a word. Any other compatibility character is a restyled copy of other characters.
-_JOINED = ("<initial>", "<medial>", "<final>", "<isolated>")
+# Marked so are the forms of one letter in a word. Any other compatibility character restyles one or more characters.
+_JOINED = re.compile(r"<(initial|medial|final|isolated)> [0-9A-F]+")
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def script_of(code: int) -> str | None:
     """
     character = chr(code)
     name, category = unicodedata.name(character, ""), unicodedata.category(character)
-    form = unicodedata.decomposition(character).split(" ")[0]
+    origin = unicodedata.decomposition(character)
     if category[0] not in "LNPS" or category in ("Lm", "Sk") or _CELLS.match(name):
         return None
-    if form.startswith("<") and form not in _JOINED:
+    if origin.startswith("<") and not _JOINED.fullmatch(origin):
         return None
     if found := _LETTERED.search(name):
         return found[1]

@@ -88,8 +88,8 @@ def coverage(outlines: Sequence[np.ndarray], size: int) -> np.ndarray:
     """How much of every pixel each outline covers.
 
     `outlines`: arrays [n_i, 4] of segments in pixels of a size x size canvas, y growing downwards, wholly inside it.
-    Returns float64 [len(outlines), size, size] in [0, 1]; overlapping contours of one orientation count once (the
-    non-zero rule).
+    Returns float64 [len(outlines), size, size] in [0, 1]. Where contours of one orientation overlap, ink is solid as
+    by the non-zero rule; a pixel that each of them covers in part gets the sum of the parts, at most 1.
     """
     segments = np.concatenate(outlines)
     owner = np.repeat(np.arange(len(outlines)), [len(outline) for outline in outlines])
