@@ -98,18 +98,18 @@ class _SplitFile:
 
     def finish(self) -> SplitEntry:
         """Bring each class into its final order, and take the digest and the moments of the whole."""
+        if self.fingerprints is not None:
+            start = 0
+            for count in self.counts:
+                order = np.lexsort(self.fingerprints[start : start + count].T[::-1])
+                self._write(start, self._read(start, count)[order])
+                start += count
         digest = hashlib.sha256()
-        start = 0
-        for count in self.counts:
-            content = os.pread(self.file.fileno(), count * self.row_bytes, start * self.row_bytes)
-            block = np.frombuffer(content, np.uint8).reshape(count, *self.shape)
-            if self.fingerprints is not None:
-                block = block[np.lexsort(self.fingerprints[start : start + count].T[::-1])]
-                self._write(start, block)
+        for start in range(0, self.rows, BATCH):
+            block = self._read(start, min(BATCH, self.rows - start))
             digest.update(block.data)
             self.total += block.sum(axis=(0, 2, 3), dtype=np.uint64)
             self.total_of_squares += np.square(block, dtype=np.uint32).sum(axis=(0, 2, 3), dtype=np.uint64)
-            start += count
         return SplitEntry(self.class_names, self.counts, digest.hexdigest())
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -120,6 +120,10 @@ class _SplitFile:
             tuple(a / n / 255 for a, _ in sums),
             tuple(math.sqrt((n * b - a * a) / (n * n)) / 255 for a, b in sums),
         )
+
+    def _read(self, row: int, count: int) -> np.ndarray:
+        content = os.pread(self.file.fileno(), count * self.row_bytes, row * self.row_bytes)
+        return np.frombuffer(content, np.uint8).reshape(count, *self.shape)
 
     def _write(self, row: int, values: np.ndarray) -> None:
         # Not through a memory map: a full disk kills a process that writes to one, and here it raises OSError.
