@@ -52,6 +52,7 @@ def test_the_command_prints_and_writes_what_it_measured(
     record = json.loads((tmp_path / "speed.json").read_text())
     assert [c["name"] for c in record["comparisons"]] == [
         "images",
+        "images, collector off",
         "images, float store",
         "images, tasks drawn before",
         "rows only",

@@ -5,6 +5,8 @@ in the next: every round times one after the other and gives one ratio, and the 
 comparison has its own learn2learn side:
 
 - images: from the uint8 images that metazoo also reads, to normalised support and query tensors;
+- images, collector off: the same without Python's garbage collector. A learn2learn task of 5 classes with 600 images
+  makes 3,000 Python objects on its way, so that full collections, long in a process with PyTorch in it, come often;
 - images, float store: learn2learn reads images that were normalised beforehand, at four times the memory;
 - images, tasks drawn before: as the last one, but learn2learn only loads, from the descriptions that a finite task set
   keeps after the first time around, while metazoo draws new episodes: not the same work, but a usual way to use it;
@@ -16,10 +18,12 @@ The learn2learn side is spared what it can be: its samples are not stacked into 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +118,18 @@ def compare(
     )
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's cyclic garbage collector is off inside."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def comparisons(shape: Shape, device: torch.device, rounds: int, tasks: int) -> list[Comparison]:
-    """All four comparisons; `tasks` learn2learn tasks and 8 times as many metazoo episodes a round."""
+    """All comparisons; `tasks` learn2learn tasks and 8 times as many metazoo episodes a round."""
     split = random_split(shape)
     channels = [MEAN] * shape.channels, [STD] * shape.channels
     table = ImageTable(split, device, mean=channels[0], std=channels[1])
@@ -158,7 +172,10 @@ def comparisons(shape: Shape, device: torch.device, rounds: int, tasks: int) -> 
 
     pixels = torch.from_numpy(split.images)
     fresh = task_set(pixels, shape)
-    found = [compare("images", our_images, episodes, loading(pixels, lambda _: fresh.sample()), tasks, rounds)]
+    theirs = loading(pixels, lambda _: fresh.sample())
+    found = [compare("images", our_images, episodes, theirs, tasks, rounds)]
+    with uncollected():
+        found.append(compare("images, collector off", our_images, episodes, theirs, tasks, rounds))
 
     floats = normalised(pixels)
     ready = task_set(floats, shape)
@@ -187,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     for field, default in asdict(Shape()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each comparison (default 15)")
-    parser.add_argument("--tasks", type=int, default=40, help="learn2learn tasks a round (default 40)")
+    parser.add_argument("--tasks", type=int, default=100, help="learn2learn tasks a round (default 100)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--device", default="cpu", help="where the tensors are wanted (default cpu)")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
