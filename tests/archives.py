@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from metazoo.dataset import Count, DataSet
 from metazoo.layouts import class_folders
 
+TarMode = Literal["w", "w:gz", "w:bz2", "w:xz"]
 Tree = dict[str, bytes]
 """File name -> contents."""
 
@@ -72,7 +74,7 @@ def write_folder(path: Path, tree: Mapping[str, bytes]) -> Path:
     return path
 
 
-def write_tar(path: Path, tree: Mapping[str, bytes] | Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+def write_tar(path: Path, tree: Mapping[str, bytes] | Iterable[tuple[str, bytes]], mode: TarMode = "w") -> Path:
     """Write the tree as a tar, in its order; mode "w:gz" compresses it."""
     with tarfile.open(path, mode) as tar:
         for name, content in tree.items() if isinstance(tree, Mapping) else tree:

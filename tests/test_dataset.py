@@ -175,7 +175,8 @@ def test_cifar_archives_that_are_damaged_inside_are_refused(tmp_path):
     python, binary = python_files(), binary_files()
     train = python["cifar-100-python/train"]
     refused(python | {"cifar-100-python/train": train[:5000]}, r"cifar\.tar/cifar-100-python/train is not a pickle")
-    for meta in ({b"label_names": []}, [1], {b"fine_label_names": [b"ant"]}):
+    metas: list[object] = [{b"label_names": []}, [1], {b"fine_label_names": [b"ant"]}]
+    for meta in metas:
         files = python | {"cifar-100-python/meta": python2_pickle(meta)}
         refused(files, "does not hold what CIFAR-100's Python archive holds")
     refused(python | {"cifar-100-python/test": train}, r"class '\w+' of CIFAR-FS has \d images where 3 are expected")
