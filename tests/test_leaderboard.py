@@ -330,7 +330,16 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
     golden.suite()
     result = invoke(*arguments)
     assert isinstance(result.exception, UserError) and sentence in str(result.exception)
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("runs")) and not list(tmp_path.rglob("leaderboard.*"))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tmp_path, monkeypatch):
+    golden.suite()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    result = invoke(str(GOLDEN / "suite.yaml"), "--out", "file")
+    assert isinstance(result.exception, FileExistsError)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_records_that_come_with_a_suite_are_shown_without_being_asked_for(tmp_path, monkeypatch, records, suite):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def test_suites_are_named_or_files(tmp_path):
         suites.load("absent.yaml")
     with pytest.raises(UserError, match=r"There is no suite called 'dmo'; did you mean 'demo'\?"):
         suites.load("dmo")
+
+
+def test_the_suite_in_the_docs_is_valid(tmp_path):
+    text = (BENCHMARKS.parent / "docs" / "leaderboard.md").read_text()
+    [example] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_suite.yaml").write_text(example)
+    made = suites.read(tmp_path / "my_suite.yaml")
+    assert [row.label for row in made.rows] == ["MAML", "MAML, 1 step"] and len(made.trainings) == 12
 
 
 def test_rows_are_chosen_by_label_or_method(tmp_path):

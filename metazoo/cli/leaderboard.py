@@ -62,10 +62,12 @@ def leaderboard(
     files = list(records or ())
     if show and records is None:
         files = _committed(suite, chosen)
+    folder = out or (None if show else Path("leaderboards") / chosen.name)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
     failed = [] if show else _run_missing(chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()))
     board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule)
     typesetting.show(board, Console())
-    folder = out or (None if show else Path("leaderboards") / chosen.name)
     if folder is not None:
         written = typesetting.save(board, folder)
         print(f"Written: {', '.join(map(str, written))}")
