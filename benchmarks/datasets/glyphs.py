@@ -26,7 +26,7 @@ SCRIPTS = {
 SPLIT_OF = {script: split for split, scripts in SCRIPTS.items() for script in scripts}
 DRAWINGS = 20
 SEED = 2001
-BATCH = 16  # characters drawn in one go
+BATCH = 16 * 28**2  # characters drawn in one go, times the pixels of a drawing
 
 LONGEST = 0.72  # longer side of an unchanged drawing, as a share of the canvas
 # The largest changes: tangent of half the angle of rotation (so 20 degrees), slant, stretch in x and y, and shift as a
@@ -69,8 +69,9 @@ class Glyphs(DataSet):
 
 def drawings(characters: Sequence[Character], size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every drawing of the characters: its name, and its image as uint8 [size, size], ink 255 on 0."""
-    for start in range(0, len(characters), BATCH):
-        batch = characters[start : start + BATCH]
+    count = max(1, BATCH // size**2)
+    for start in range(0, len(characters), count):
+        batch = characters[start : start + count]
         images = coverage([outline for character in batch for outline in _drawn(character, size)], size)
         names = [name for character in batch for name in _drawing_names(character)]
         yield from zip(names, np.rint(images * 255).astype(np.uint8), strict=True)
