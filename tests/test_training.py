@@ -176,15 +176,15 @@ def explode(monkeypatch: pytest.MonkeyPatch, from_epoch: int, rate: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("rate", "iterations"),
-    [(1e30, 4), (math.nan, 1)],
-    ids=["a loss that is not a number", "weights that are not numbers after the epoch's last loss"],
+    ("rate", "iterations", "save_every"),
+    [(1e30, 4, 0.0), (1e30, 4, 60.0), (math.nan, 1, 60.0)],
+    ids=["before a save", "before validation", "in the weights after the epoch's last loss"],
 )
 def test_a_diverged_run_is_marked_and_its_good_checkpoints_stay(
-    rate: float, iterations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rate: float, iterations: int, save_every: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explode(monkeypatch, from_epoch=1, rate=rate)
-    monkeypatch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(outer_loop, "CHECKPOINT_SECONDS", save_every)
     config = tiny.config(iterations_per_epoch=iterations)
     with pytest.raises(Diverged, match=r"epoch 2.*not a number.*up to epoch 1 are kept.*Lower outer_lr"):
         training.train(config, home=tmp_path)
