@@ -20,11 +20,11 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from metazoo import assembly, hardware
+from metazoo.data.store import open_store
 from metazoo.errors import UserError
 from metazoo.files import replacing, write_text
 from metazoo.learner import learn2learn
 from metazoo.run import Run
-from metazoo.store import open_store
 
 
 def learn2learn_curve(run: Run, device: torch.device) -> list[dict[str, float]]:

@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from metazoo.algorithm import Algorithm, InnerLoop, Outcome, Rates
     from metazoo.backbones import Backbone, Conv4, ResNet12, Role
+    from metazoo.data.store import open_store
     from metazoo.episodes import Episodes, EpisodeSampler, EpisodeStream
     from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
     from metazoo.learner import Learner, TaskBatch, cross_entropy, per_task
     from metazoo.registry import load_plugin
-    from metazoo.store import open_store
 
 _HOMES = {
     "metazoo.algorithm": ("Algorithm", "InnerLoop", "Outcome", "Rates"),
@@ -27,7 +27,7 @@ _HOMES = {
     "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
     "metazoo.learner": ("Learner", "TaskBatch", "cross_entropy", "per_task"),
     "metazoo.registry": ("load_plugin",),
-    "metazoo.store": ("open_store",),
+    "metazoo.data.store": ("open_store",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

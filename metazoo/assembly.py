@@ -11,9 +11,9 @@ from torch import Tensor
 from metazoo import backbones, registry
 from metazoo.algorithm import Algorithm
 from metazoo.config import RunConfig
+from metazoo.data.store import Split, Store
 from metazoo.episodes import EpisodeSampler, EpisodeStream, ImageTable
 from metazoo.errors import UserError
-from metazoo.store import Split, Store
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of each channel of ImageNet, as torchvision's models use them."""

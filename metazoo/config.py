@@ -38,7 +38,8 @@ class TrainingSettings(Strict):
     """Element-wise bound on the meta-gradient, none by default."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the meta-losses of a meta-batch's tasks become one."""
-    validation_episodes: PositiveInt = 600
+    validation_episodes: Annotated[int, Field(ge=2)] = 600
+    """At least two: their accuracy is logged with its interval."""
     keep: PositiveInt = 5
     """How many of the best checkpoints (by validation accuracy) are kept, which is also the size of the ensemble."""
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from metazoo.data.store import Split
 from metazoo.errors import UserError
 from metazoo.images import ImageTable
-from metazoo.store import Split
 
 __all__ = ["EpisodeRows", "EpisodeSampler", "EpisodeStream", "Episodes", "ImageTable"]
 

@@ -14,13 +14,13 @@ from metazoo import assembly, hardware, records, registry
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import code_version, describe
+from metazoo.data.store import open_store
 from metazoo.episodes import Episodes, EpisodeStream
 from metazoo.errors import UserError, unknown
 from metazoo.progress import Reporter
 from metazoo.records import Evaluation, Interval, Record, Rule
 from metazoo.run import Run, now
 from metazoo.statistics import episode_interval, query_interval
-from metazoo.store import open_store
 
 RULES: tuple[Rule, ...] = ("last", "best", "ensemble")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from metazoo.store import Split
+from metazoo.data.store import Split
 
 # A table may take this share of the device's free memory; the rest is for training.
 SHARE_OF_FREE_MEMORY = 0.5

@@ -14,12 +14,12 @@ import torch
 from metazoo import assembly, hardware
 from metazoo.backbones import parameter_count
 from metazoo.config import RunConfig, TrainingSettings
+from metazoo.data.store import Store
 from metazoo.errors import Diverged
 from metazoo.evaluation import count_correct, interval, load_weights
 from metazoo.metrics import MetricsLog
 from metazoo.progress import Reporter, Stage
 from metazoo.run import Run, Summary
-from metazoo.store import Store
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written this often inside an epoch; at an epoch's end there always is one."""

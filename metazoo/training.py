@@ -10,11 +10,11 @@ import torch
 
 from metazoo import hardware, registry
 from metazoo.config import RunConfig, code_version, identity, resolve, run_name
+from metazoo.data.store import open_store
 from metazoo.errors import Diverged, OutOfMemory, UserError
 from metazoo.outer_loop import Stopped, StopRequest, Trainer
 from metazoo.progress import Reporter
 from metazoo.run import Provenance, Run, now
-from metazoo.store import open_store
 
 
 class Interrupted(KeyboardInterrupt):

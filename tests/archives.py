@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from metazoo.dataset import Count, DataSet
-from metazoo.layouts import class_folders
+from metazoo.data.dataset import Count, DataSet
+from metazoo.data.layouts import class_folders
 
 TarMode = Literal["w", "w:gz", "w:bz2", "w:xz"]
 Tree = dict[str, bytes]

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from metazoo.cli.data import app
-from metazoo.dataset import Download
+from metazoo.data.dataset import Download
 from metazoo.errors import UserError
 
 
@@ -25,7 +25,7 @@ from metazoo.errors import UserError
 def menagerie(monkeypatch, tmp_path):
     """The one data set there is, and an empty home."""
     sheets = {"menagerie": tiny_sheet()}
-    monkeypatch.setattr("metazoo.dataset.datasets", lambda: sheets)
+    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: sheets)
     monkeypatch.setenv("METAZOO_DATA", str(tmp_path / "home"))
     return sheets
 
@@ -115,8 +115,8 @@ def test_verify_names_the_file(tars, tmp_path):
 
 
 def test_show_draws_the_episode(tars, tmp_path):
+    from metazoo.data.store import open_store
     from metazoo.episodes import EpisodeSampler
-    from metazoo.store import open_store
 
     run("prepare", "menagerie", *tars)
     out = tmp_path / "pictures" / "sheet.png"

@@ -11,9 +11,9 @@ import pytest
 from archives import encoded, python2_pickle, write_folder, write_tar, write_zip
 from PIL import Image
 
-from metazoo.dataset import Count, DataSet, dataset, datasets, read_splits
+from metazoo.data.dataset import Count, DataSet, dataset, datasets, read_splits
+from metazoo.data.packing import pack
 from metazoo.errors import UserError
-from metazoo.packing import pack
 
 CIFAR_FS, OMNIGLOT = dataset("cifar_fs"), dataset("omniglot")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency, chisquare
 
+from metazoo.data.store import Split
 from metazoo.episodes import (
     BLOCK,
     EpisodeRows,
@@ -26,7 +27,6 @@ from metazoo.episodes import (
 )
 from metazoo.errors import UserError
 from metazoo.images import fits
-from metazoo.store import Split
 
 # Seeds are fixed, so a test here passes always or fails always. A fair stream with unlucky seeds would fail one of the
 # chi-square tests below with a probability of about 2 %.

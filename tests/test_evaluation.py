@@ -17,12 +17,12 @@ from metazoo import assembly, evaluation, hardware, records, training
 from metazoo.algorithm import Algorithm
 from metazoo.algorithms.maml import MAML
 from metazoo.config import resolve
+from metazoo.data.store import open_store
 from metazoo.episodes import Episodes, EpisodeStream
 from metazoo.errors import OutOfMemory, UserError
 from metazoo.evaluation import count_correct, evaluate, interval
 from metazoo.files import write_text
 from metazoo.run import Run
-from metazoo.store import open_store
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ import PIL.ImageFont
 import pytest
 
 from metazoo.benchmarks.datasets import glyphs
-from metazoo.benchmarks.glyph_characters import ARROWS, FONTS, MATHEMATICS, Character, read_characters, script_of
-from metazoo.benchmarks.glyph_looks import FULL, choose, correlation, unmatched_ink
-from metazoo.benchmarks.glyph_rendering import coverage, font_folder, on_canvas, read_outlines
+from metazoo.benchmarks.glyphs.characters import ARROWS, FONTS, MATHEMATICS, Character, read_characters, script_of
+from metazoo.benchmarks.glyphs.looks import FULL, choose, correlation, unmatched_ink
+from metazoo.benchmarks.glyphs.rendering import coverage, font_folder, on_canvas, read_outlines
+from metazoo.data.store import Split, Store, open_store
 from metazoo.errors import UserError
-from metazoo.store import Split, Store, open_store
 
 SPLITS = ("train", "val", "test")
 # Of the arrays at 28 pixels; found alike with matplotlib 3.9.2, 3.10.0 and 3.11.2 and numpy 1.26.4, 2.1.3 and 2.4.

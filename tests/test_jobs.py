@@ -14,13 +14,13 @@ import yaml
 from typer.testing import CliRunner
 
 import metazoo.cli
-import metazoo.dataset
-from metazoo import jobs
+import metazoo.data.dataset
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
-from metazoo.leaderboard import FAILURES, Identities, gather
+from metazoo.leaderboard import jobs
+from metazoo.leaderboard.standings import FAILURES, Identities, gather
+from metazoo.leaderboard.suite import read
 from metazoo.progress import Message, Reporter
 from metazoo.run import Run
-from metazoo.suite import read
 
 PLUGIN = f"""
 import multiprocessing, os, signal, sys
@@ -83,11 +83,11 @@ def write_suite(folder: Path, methods: list[str], **training: int) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to work in, with a plugin whose methods fail in every way, and the tiny data sets."""
-    known = metazoo.dataset.datasets
+    known = metazoo.data.dataset.datasets
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "failing.py").write_text(PLUGIN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metazoo.dataset, "datasets", lambda: {**known(), **tiny.SETS})
+        patch.setattr(metazoo.data.dataset, "datasets", lambda: {**known(), **tiny.SETS})
         patch.chdir(folder)
         yield folder
 

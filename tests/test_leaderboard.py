@@ -16,15 +16,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import metazoo.cli
-from metazoo import typesetting
 from metazoo.config import describe
 from metazoo.errors import UserError
-from metazoo.leaderboard import FAILURES, Identities, Leaderboard, Shelf, build, gather, missing
-from metazoo.published import Literature
+from metazoo.leaderboard import typesetting
+from metazoo.leaderboard.published import Literature
+from metazoo.leaderboard.standings import FAILURES, Identities, Leaderboard, Shelf, build, gather, missing
+from metazoo.leaderboard.suite import Column, Suite
+from metazoo.leaderboard.tables import Entry, Table, compose
 from metazoo.records import Record, append
 from metazoo.statistics import episode_interval
-from metazoo.suite import Column, Suite
-from metazoo.tables import Entry, Table, compose
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard"
 NEAR, FAR = Column("cifar_fs", 1), Column("omniglot", 1)
@@ -349,6 +349,6 @@ def test_records_that_come_with_a_suite_are_shown_without_being_asked_for(tmp_pa
     (folder / "suites" / "golden.yaml").write_text((GOLDEN / "suite.yaml").read_text())
     for record in records:
         append(folder / "results" / "golden.jsonl", record)
-    monkeypatch.setattr("metazoo.suite.suites", lambda: {"golden": folder / "suites" / "golden.yaml"})
+    monkeypatch.setattr("metazoo.leaderboard.suite.suites", lambda: {"golden": folder / "suites" / "golden.yaml"})
     assert "60.32 ± 2.42" in invoke("golden", "--show").output
     assert "60.32 ± 2.42" not in invoke("golden", "--show", "--records", str(GOLDEN / "suite.yaml")).output

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from metazoo import published
 from metazoo.config import RunConfig, describe, resolve
 from metazoo.errors import UserError
-from metazoo.published import Literature, literature
+from metazoo.leaderboard import published
+from metazoo.leaderboard.published import Literature, literature
 from metazoo.schema import parse
 
 

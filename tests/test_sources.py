@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from archives import python2_pickle, write_folder, write_tar, write_zip
 
+from metazoo.data.pickles import read_arrays
+from metazoo.data.sources import open_source, open_sources
 from metazoo.errors import UserError
-from metazoo.pickles import read_arrays
-from metazoo.sources import open_source, open_sources
 
 TREE = {f"class_{index % 3}/{index}.png": os.urandom(1 + 700 * index) for index in range(9)}
 

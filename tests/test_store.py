@@ -19,12 +19,12 @@ import pytest
 from archives import EACH, SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree, write_folder, write_tar, write_zip
 from PIL import Image
 
-import metazoo.dataset
-from metazoo.dataset import Count, Layout
+import metazoo.data.dataset
+from metazoo.data.dataset import Count, Layout
+from metazoo.data.packing import pack
+from metazoo.data.pictures import decode
+from metazoo.data.store import Manifest, Store, data_home, open_store, prepared
 from metazoo.errors import UserError
-from metazoo.packing import pack
-from metazoo.pictures import decode
-from metazoo.store import Manifest, Store, data_home, open_store, prepared
 
 NAMES = [name for names in SPLITS.values() for name in names]
 
@@ -294,7 +294,7 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 from types import SimpleNamespace
 from archives import tiny_sheet
-import metazoo.packing as packing
+import metazoo.data.packing as packing
 packing.BATCH = 1
 count = 0
 put = packing._SplitFile.put
@@ -442,7 +442,7 @@ def test_the_manifest_says_what_was_read(tmp_path, home):
 def known(monkeypatch):
     """Make metazoo know the menagerie, and an embedded relative of it."""
 
-    class Embedded(metazoo.dataset.DataSet):
+    class Embedded(metazoo.data.dataset.DataSet):
         def layout(self, sources=(), size=None):
             classes = {split: {n: [f"{n}/{i}" for i in range(EACH)] for n in names} for split, names in SPLITS.items()}
             images = [(f"{n}/{i}", pixels(n, i, size)) for n in NAMES for i in range(EACH)]
@@ -450,7 +450,7 @@ def known(monkeypatch):
 
     facts = vars(tiny_sheet(name="drawn", embedded=True, recognisers=()))
     sheets = {"menagerie": tiny_sheet(), "drawn": Embedded(**facts)}
-    monkeypatch.setattr("metazoo.dataset.datasets", lambda: sheets)
+    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: sheets)
 
 
 def test_what_is_not_prepared_says_how_to(known, home):
@@ -474,14 +474,14 @@ def test_an_embedded_data_set_is_built_when_it_is_opened(known, home):
 
 
 def test_a_store_of_another_version_is_not_taken_for_today_s(known, folder, home, monkeypatch):
-    before = metazoo.dataset.datasets()
+    before = metazoo.data.dataset.datasets()
     pack(before["menagerie"], [folder], home=home)
     drawn = open_store("drawn", home=home).split("train").images.shape
     now = {
         "menagerie": replace(before["menagerie"], resample="lanczos"),
         "drawn": replace(before["drawn"], channels=1),
     }
-    monkeypatch.setattr("metazoo.dataset.datasets", lambda: now)
+    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: now)
     with pytest.raises(UserError, match=r"at 8 pixels was prepared by another version .*prepare menagerie --from PATH"):
         open_store("menagerie", home=home)
     assert pack(now["menagerie"], [folder], home=home).manifest.resize == "lanczos"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from metazoo import suite as suites
 from metazoo.errors import UserError
-from metazoo.published import Literature
-from metazoo.suite import Column, Suite
+from metazoo.leaderboard import suite as suites
+from metazoo.leaderboard.published import Literature
+from metazoo.leaderboard.suite import Column, Suite
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SIX = {"maml", "fomaml", "anil", "boil", "metasgd", "l2f", "cxgrad"}

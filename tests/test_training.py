@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tiny
@@ -18,15 +18,15 @@ from rich.console import Console
 from test_checkpoint import assert_same
 from tiny import tiny_sets  # noqa: F401
 
-from metazoo import assembly, hardware, outer_loop, progress, training
+from metazoo import assembly, evaluation, hardware, outer_loop, progress, training
 from metazoo.algorithms.maml import MAML
 from metazoo.config import RunConfig, TrainingSettings, resolve
+from metazoo.data.store import Store, open_store
 from metazoo.episodes import EpisodeStream
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Trainer, outer_lr
 from metazoo.progress import Reporter
-from metazoo.run import Run
-from metazoo.store import Store, open_store
+from metazoo.run import Run, State
 
 CPU = torch.device("cpu")
 
@@ -368,3 +368,10 @@ def test_a_config_file_is_the_run_again(tmp_path: Path) -> None:
     again = parse(RunConfig, read_yaml(run.folder / "config.yaml"), "config.yaml")
     assert training.train(again, home=tmp_path).folder == run.folder
     assert json.loads((run.folder / "run.json").read_text())["identity"] == run.name.rpartition("-")[2]
+
+
+def test_the_docs_name_every_setting_and_every_state() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    keys = {*RunConfig.model_fields} - {"training"} | {f"training.{key}" for key in TrainingSettings.model_fields}
+    for key in (*keys, *get_args(State), *evaluation.RULES):
+        assert f"`{key}`" in text, key

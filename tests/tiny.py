@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import metazoo.dataset
+import metazoo.data.dataset
 from metazoo.config import RunConfig
-from metazoo.dataset import DataSet, Layout
+from metazoo.data.dataset import DataSet, Layout
 
 SIZE = 12
 CLASSES = {"train": 16, "val": 6, "test": 6}
@@ -57,15 +57,15 @@ SETS = {sheet.name: sheet for sheet in (_sheet("tiny", 1), _sheet("tiny_rgb", 3)
 
 def install() -> None:
     """Make the tiny data sets known to this process, for good; tests use the fixture `tiny_sets` of their module."""
-    known = metazoo.dataset.datasets
-    metazoo.dataset.datasets = lambda: {**known(), **SETS}
+    known = metazoo.data.dataset.datasets
+    metazoo.data.dataset.datasets = lambda: {**known(), **SETS}
 
 
 @pytest.fixture
 def tiny_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny data sets are known during the test."""
-    known = metazoo.dataset.datasets
-    monkeypatch.setattr(metazoo.dataset, "datasets", lambda: {**known(), **SETS})
+    known = metazoo.data.dataset.datasets
+    monkeypatch.setattr(metazoo.data.dataset, "datasets", lambda: {**known(), **SETS})
 
 
 def config(**changes: Any) -> RunConfig:

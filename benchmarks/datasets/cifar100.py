@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from metazoo.dataset import DataSet, Download, Layout
+from metazoo.data.dataset import DataSet, Download, Layout
+from metazoo.data.pickles import read_arrays
+from metazoo.data.sources import Source
 from metazoo.errors import UserError
-from metazoo.pickles import read_arrays
-from metazoo.sources import Source
 
 ARCHIVE = Download("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", md5="eb9058c3a382ffc7106e4002c42a8d85")
 PLANES = (3, 32, 32)  # red, green, blue

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from metazoo.benchmarks.datasets import cifar100
-from metazoo.dataset import Count, DataSet, read_splits
-from metazoo.layouts import class_folders
+from metazoo.data.dataset import Count, DataSet, read_splits
+from metazoo.data.layouts import class_folders
 
 DATASET = DataSet(
     name="cifar_fs",

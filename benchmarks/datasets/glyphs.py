@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metazoo.benchmarks.glyph_characters import ARROWS, DIGITS, FONTS, MATHEMATICS, SYMBOLS, Character, read_characters
-from metazoo.benchmarks.glyph_looks import choose
-from metazoo.benchmarks.glyph_rendering import coverage, font_folder, on_canvas
-from metazoo.dataset import Count, DataSet, Layout
+from metazoo.benchmarks.glyphs.characters import ARROWS, DIGITS, FONTS, MATHEMATICS, SYMBOLS, Character, read_characters
+from metazoo.benchmarks.glyphs.looks import choose
+from metazoo.benchmarks.glyphs.rendering import coverage, font_folder, on_canvas
+from metazoo.data.dataset import Count, DataSet, Layout
 from metazoo.errors import UserError
 from metazoo.progress import on_terminal
 

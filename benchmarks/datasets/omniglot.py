@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from metazoo.dataset import Count, DataSet, Download, read_splits
-from metazoo.layouts import class_folders
+from metazoo.data.dataset import Count, DataSet, Download, read_splits
+from metazoo.data.layouts import class_folders
 
 AUTHORS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 

@@ -33,9 +33,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from metazoo import files, hardware
+from metazoo.data.store import Split
 from metazoo.episodes import EpisodeSampler, EpisodeStream, ImageTable
 from metazoo.learner import learn2learn
-from metazoo.store import Split
 
 MEAN, STD = 0.5, 0.25
 

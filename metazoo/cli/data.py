@@ -11,8 +11,8 @@ import typer
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
-    from metazoo.dataset import DataSet
-    from metazoo.store import Store
+    from metazoo.data.dataset import DataSet
+    from metazoo.data.store import Store
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -41,9 +41,9 @@ def prepare(
 
     metazoo data prepare cifar_fs --from train.tar val.tar test.tar
     """
-    from metazoo.dataset import dataset
-    from metazoo.packing import pack
-    from metazoo.store import data_home, find_store
+    from metazoo.data.dataset import dataset
+    from metazoo.data.packing import pack
+    from metazoo.data.store import data_home, find_store
 
     sheet = dataset(name)
     sources = [*(source or []), *(more or [])]
@@ -51,7 +51,7 @@ def prepare(
         raise UserError("Give either --download or --from, not both.")
     there = not force and find_store(sheet, sheet.size if size is None else size, home) is not None
     if download and not there:
-        from metazoo.download import fetch
+        from metazoo.data.download import fetch
 
         sources = fetch(sheet, data_home(home) / "downloads")
     store = pack(sheet, sources, size, home, force)
@@ -74,8 +74,8 @@ def list_(home: Home = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from metazoo.dataset import datasets
-    from metazoo.store import data_home, prepared
+    from metazoo.data.dataset import datasets
+    from metazoo.data.store import data_home, prepared
 
     table = Table("name", "title", "pixels", "train / val / test classes", "images", "on disk")
     table.box, table.padding = None, (0, 2, 0, 0)
@@ -106,8 +106,8 @@ def verify(
     home: Home = None,
 ) -> None:
     """Hash what is prepared again, and say which file is not what was packed."""
-    from metazoo.dataset import dataset
-    from metazoo.store import data_home, prepared
+    from metazoo.data.dataset import dataset
+    from metazoo.data.store import data_home, prepared
 
     if name is not None:
         dataset(name)
@@ -142,10 +142,10 @@ def show(
     home: Home = None,
 ) -> None:
     """Draw one episode as a contact sheet, support and query labelled."""
-    from metazoo.contact_sheet import contact_sheet
+    from metazoo.data.contact_sheet import contact_sheet
+    from metazoo.data.store import open_store
     from metazoo.episodes import EpisodeSampler
     from metazoo.files import replacing
-    from metazoo.store import open_store
 
     store = open_store(name, size, home)
     images = store.split(split)

@@ -13,7 +13,7 @@ from metazoo.cli.train import Device, TasksPerPass, typed
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
-    from metazoo.suite import Suite
+    from metazoo.leaderboard.suite import Suite
 
 
 def leaderboard(
@@ -49,9 +49,9 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from metazoo import typesetting
-    from metazoo.leaderboard import Identities, Shelf, build, gather
-    from metazoo.suite import load
+    from metazoo.leaderboard import typesetting
+    from metazoo.leaderboard.standings import Identities, Shelf, build, gather
+    from metazoo.leaderboard.suite import load
 
     load_plugins(plugin)
     chosen = load(suite)
@@ -86,8 +86,8 @@ def _run_missing(
 ) -> list[str]:
     """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
     from metazoo import hardware
-    from metazoo import jobs as running
-    from metazoo.leaderboard import SETTLED, Identities, Shelf, gather, missing
+    from metazoo.leaderboard import jobs as running
+    from metazoo.leaderboard.standings import SETTLED, Identities, Shelf, gather, missing
     from metazoo.progress import on_terminal
 
     place = hardware.choose(device)
@@ -119,7 +119,7 @@ def _run_missing(
 
 def _committed(name: str, suite: Suite) -> list[Path]:
     """The records that come with a suite of metazoo's own; a file of the user's has none."""
-    from metazoo.suite import suites
+    from metazoo.leaderboard.suite import suites
 
     path = suites().get(name)
     committed = path.parents[1] / "results" / f"{suite.name}.jsonl" if path else None

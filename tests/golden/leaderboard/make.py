@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from metazoo import registry, typesetting
+from metazoo import registry
 from metazoo.config import describe
 from metazoo.evaluation import interval
 from metazoo.files import write_text
-from metazoo.leaderboard import Identities, Leaderboard, Shelf, build
-from metazoo.published import Literature
+from metazoo.leaderboard import typesetting
+from metazoo.leaderboard.published import Literature
+from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
+from metazoo.leaderboard.suite import Suite
+from metazoo.leaderboard.suite import read as read_suite
+from metazoo.leaderboard.tables import compose
 from metazoo.records import Evaluation, Record, read
-from metazoo.suite import Suite
-from metazoo.suite import read as read_suite
-from metazoo.tables import compose
 
 HERE = Path(__file__).parent
 METHODS = ("golden_steady", "golden_slow", "golden_half", "golden_loud", "golden_late")

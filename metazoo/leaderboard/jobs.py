@@ -17,14 +17,14 @@ from typing import Any, cast
 
 from metazoo import registry
 from metazoo.config import describe
+from metazoo.data.store import open_store
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.evaluation import evaluate
-from metazoo.leaderboard import FAILURES, Identities
+from metazoo.leaderboard.standings import FAILURES, Identities
+from metazoo.leaderboard.suite import EvaluationPlan, Training
 from metazoo.progress import Message, Notes, QueueReporter, Reporter, listening
 from metazoo.records import Record, Status, append
 from metazoo.run import now
-from metazoo.store import open_store
-from metazoo.suite import EvaluationPlan, Training
 from metazoo.training import train
 
 SAVING_SECONDS = 120.0

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from metazoo.dataset import DataSet, Layout, Picture
+from metazoo.data.dataset import DataSet, Layout, Picture
+from metazoo.data.folders import building, locked
+from metazoo.data.pictures import decode, fingerprint, rotated, stored
+from metazoo.data.store import MANIFEST, Manifest, SplitEntry, Store, find_store, store_path
 from metazoo.errors import UserError
 from metazoo.files import sha256_of, write_text
-from metazoo.folders import building, locked
-from metazoo.pictures import decode, fingerprint, rotated, stored
 from metazoo.progress import on_terminal
-from metazoo.store import MANIFEST, Manifest, SplitEntry, Store, find_store, store_path
 
 BATCH = 64
 LARGEST = 1024
@@ -42,7 +42,7 @@ def pack(
         sheet: the data set.
         sources: files and folders that together hold it; none for an embedded one.
         size: side of the stored images in pixels; the data set's own by default.
-        home: see `metazoo.store.data_home`.
+        home: see `metazoo.data.store.data_home`.
         force: pack again, and put the new store in the place of the old one.
 
     Raises UserError if the source is not the data set in full, an image does not decode, or the store cannot be

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metazoo.benchmarks.glyph_rendering import Outline, covered, read_outlines
+from metazoo.benchmarks.glyphs.rendering import Outline, covered, read_outlines
 from metazoo.errors import UserError
 
 FAMILIES = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from metazoo.dataset import dataset
-from metazoo.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
-from metazoo.leaderboard import Beside, Leaderboard
-from metazoo.published import MEANINGS
-from metazoo.suite import Column, Row, Suite
+from metazoo.data.dataset import dataset
+from metazoo.leaderboard.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
+from metazoo.leaderboard.published import MEANINGS
+from metazoo.leaderboard.standings import Beside, Leaderboard
+from metazoo.leaderboard.suite import Column, Row, Suite
 
 NOTHING = "-"
 

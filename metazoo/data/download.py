@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
-from metazoo.dataset import DataSet
+from metazoo.data.dataset import DataSet
 from metazoo.errors import UserError
 
 PATIENCE = 60.0

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from metazoo.dataset import DataSet, Picture
+from metazoo.data.dataset import DataSet, Picture
 from metazoo.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"

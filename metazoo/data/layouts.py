@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from metazoo.dataset import DataSet, Layout
+from metazoo.data.dataset import DataSet, Layout
+from metazoo.data.sources import Source
 from metazoo.errors import UserError
-from metazoo.sources import Source
 
 _LEVELS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metazoo.store import Split
+from metazoo.data.store import Split
 
 if TYPE_CHECKING:
     from metazoo.episodes import EpisodeRows

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from metazoo.data.sources import Source, open_sources
 from metazoo.errors import UserError, unknown
-from metazoo.sources import Source, open_sources
 
 if TYPE_CHECKING:
     import numpy as np

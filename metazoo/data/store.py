@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metazoo.dataset import Count, DataSet, dataset
+from metazoo.data.dataset import Count, DataSet, dataset
 from metazoo.errors import UserError
 from metazoo.files import sha256_of
 
@@ -197,7 +197,7 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
     if store := find_store(sheet, size, home):
         return store
     if sheet.embedded:
-        from metazoo.packing import pack
+        from metazoo.data.packing import pack
 
         return pack(sheet, (), size, home)
     path = store_path(name, size, home)

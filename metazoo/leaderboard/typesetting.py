@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metazoo.files import write_text
-from metazoo.leaderboard import Leaderboard
-from metazoo.tables import Document, Entry, compose
+from metazoo.leaderboard.standings import Leaderboard
+from metazoo.leaderboard.tables import Document, Entry, compose
 
 if TYPE_CHECKING:
     from rich.console import Console

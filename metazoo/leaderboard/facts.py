@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metazoo.config import RunConfig
-from metazoo.leaderboard import Leaderboard
+from metazoo.leaderboard.standings import Leaderboard
+from metazoo.leaderboard.suite import Row, Suite
 from metazoo.records import Rule
-from metazoo.suite import Row, Suite
 
 RULES: Mapping[Rule, str] = {
     "last": "last epoch",

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from metazoo import registry
 from metazoo.config import RunConfig, resolve
-from metazoo.dataset import dataset
+from metazoo.data.dataset import dataset
 from metazoo.errors import UserError, unknown
 from metazoo.records import Rule
 from metazoo.schema import Strict, parse, read_yaml

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metazoo.benchmarks.glyph_characters import FONTS, PLAIN, Character
-from metazoo.benchmarks.glyph_rendering import Outline, coverage, on_canvas
+from metazoo.benchmarks.glyphs.characters import FONTS, PLAIN, Character
+from metazoo.benchmarks.glyphs.rendering import Outline, coverage, on_canvas
 
 SIDE = 32  # pixels of the canvas on which looks are compared,
 FILLED = 28  # both sides of the shape on it, stretched,

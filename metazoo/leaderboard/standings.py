@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from metazoo import registry
 from metazoo.config import RunConfig, code_version, describe, resolve
+from metazoo.data.store import MANIFEST, Manifest, store_path
 from metazoo.errors import UserError
-from metazoo.published import Literature, Number, literature
+from metazoo.leaderboard.published import Literature, Number, literature
+from metazoo.leaderboard.suite import Column, Row, Suite, Training
 from metazoo.records import Record, Rule, Status, read
 from metazoo.schema import parse
 from metazoo.statistics import episode_interval, indistinguishable_from_best, query_interval, ranks, seed_spread
-from metazoo.store import MANIFEST, Manifest, store_path
-from metazoo.suite import Column, Row, Suite, Training
 
 FAILURES = "failures.jsonl"
 """Beside the runs: why cells have no run's folder to say it, or no result in it."""

@@ -1,0 +1,1 @@
+"""How the embedded data set `glyphs` is made: which characters, how they are drawn, which look alike."""

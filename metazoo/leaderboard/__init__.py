@@ -1,0 +1,1 @@
+"""Leaderboards: what a suite asks for, running what is missing, the standings, and their tables."""
