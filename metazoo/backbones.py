@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metazoo.errors import UserError
+from metazoo.normalisation import BatchStatisticsNorm
+from metazoo.pooling import HalvingMaxPool
 from metazoo.schema import Strict
 
 Role: TypeAlias = Literal["body", "norm", "head"]
@@ -86,8 +88,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         filters = settings.filters
         self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=settings.conv_bias)
-        self.norm = nn.BatchNorm2d(filters, eps=settings.norm_eps, track_running_stats=False)
-        self.pool = nn.MaxPool2d(2) if pools else nn.Identity()
+        self.norm = BatchStatisticsNorm(filters, eps=settings.norm_eps)
+        self.pool = HalvingMaxPool() if pools else nn.Identity()
         self.activation = Conv4.activations[settings.activation]()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class ResNet12(Backbone):
         widths = (image_shape[0], 64, 128, 256, 512)
         body = nn.Sequential()
         for number in range(1, 5):
-            pool = nn.MaxPool2d(2, padding=int(number == 3)) if number < 4 else nn.Identity()
+            pool = HalvingMaxPool() if number < 3 else nn.MaxPool2d(2, padding=1) if number == 3 else nn.Identity()
             body.add_module(f"block{number}", ResidualBlock(widths[number - 1], widths[number], pool))
         body.add_module("average", nn.AdaptiveAvgPool2d(1))
         body.add_module("flatten", nn.Flatten())
@@ -122,9 +124,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         inputs = (channels, filters, filters)
         self.convs = nn.ModuleList(nn.Conv2d(n, filters, 3, padding=1, bias=False) for n in inputs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False) for _ in inputs)
+        self.norms = nn.ModuleList(BatchStatisticsNorm(filters) for _ in inputs)
         self.shortcut = nn.Conv2d(channels, filters, 1, bias=False)
-        self.shortcut_norm = nn.BatchNorm2d(filters, track_running_stats=False)
+        self.shortcut_norm = BatchStatisticsNorm(filters)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
