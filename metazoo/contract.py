@@ -105,7 +105,9 @@ def ignores_query_labels(method: type[Algorithm]) -> str:
 def ignores_order(method: type[Algorithm]) -> str:
     """Does not depend on the order of support or query images."""
     algorithm, episodes = tiny_algorithm(method), tiny_episodes()
-    support, query = torch.randperm(episodes.support_y.shape[1]), torch.randperm(episodes.query_y.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    support = torch.randperm(episodes.support_y.shape[1], generator=generator)
+    query = torch.randperm(episodes.query_y.shape[1], generator=generator)
     shuffled = replace(
         episodes,
         support_x=episodes.support_x[:, support],

@@ -144,7 +144,7 @@ def test_a_second_call_runs_only_what_may_end_otherwise(first, place, monkeypatc
 def test_a_worker_is_asked_for_the_rules_and_the_command_of_the_suite(first, place):
     [record] = [record for record in gather(place / "runs") if record.status == "done"]
     assert set(record.evaluations) == {"last", "best", "ensemble"} and record.episodes == 8
-    assert record.command.startswith("metazoo ")
+    assert record.command.split()[0] == "metazoo"
 
 
 class Interrupting(Reporter):
