@@ -67,6 +67,8 @@ def test_prepare_again_says_that_nothing_was_read(tars, tmp_path):
     with pytest.raises(UserError, match="no file or folder"):
         run("prepare", "menagerie", "--force", "--from", tmp_path / "nowhere")
     assert "Menagerie is prepared at" in run("prepare", "menagerie", "--force", "--from", *tars)
+    with pytest.raises(UserError, match="There is nothing at nowhere"):
+        run("prepare", "menagerie", "--from", "nowhere")
 
 
 def test_prepare_at_another_size_and_in_another_place(tars, tmp_path):
