@@ -51,7 +51,7 @@ def prepare(
         raise UserError("Give either --download or --from, not both.")
     for path in sources:
         if not path.exists():
-            raise UserError(f"There is nothing at {path}; --from takes a folder, tar or zip that exists.")
+            raise UserError(f"There is no file or folder {path}.")
     there = not force and find_store(sheet, sheet.size if size is None else size, home) is not None
     if download and not there:
         from metazoo.data.download import fetch
