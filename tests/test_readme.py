@@ -1,0 +1,53 @@
+"""The README does what it says: its plugin works as printed, its table is the records', its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, after: str) -> list[str]:
+    """The fenced code blocks of a language in the section with that heading."""
+    section = README.split(f"## {after}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+def test_the_method_in_ten_lines(tmp_path: Path) -> None:
+    [plugin] = blocks("python", "A method in ten lines")
+    [commands] = blocks("sh", "A method in ten lines")
+    assert len([line for line in plugin.splitlines() if line.strip()]) <= 10
+    (tmp_path / "gentle_boil.py").write_text(plugin)
+    printed = []
+    for command in commands.strip().splitlines():
+        assert command.startswith("metazoo ")
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert "FAULT" not in printed[0]
+    assert list((tmp_path / "runs").glob("gentle_boil-glyphs-5w1s-s0-*/run.json"))
+
+
+def test_the_table_is_that_of_the_committed_records() -> None:
+    shown = README.split("<!-- leaderboard -->\n", 1)[1].split("<!-- /leaderboard -->", 1)[0]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    made = (ROOT / "benchmarks" / "results" / "cifar_fs_small.md").read_text(encoding="utf-8")
+    assert len(rows) > 8
+    for row in rows:
+        assert row in made.splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
