@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Literal, TypeAlias
 
-import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -136,9 +135,6 @@ class ResidualBlock(nn.Module):
         return self.pool(F.relu(hidden))
 
 
-BACKBONES: dict[str, type[Conv4] | type[ResNet12]] = {"conv4": Conv4, "resnet12": ResNet12}
-
-
 def create(settings: Conv4.Settings | ResNet12.Settings, image_shape: tuple[int, int, int], ways: int) -> Backbone:
     """A freshly initialised backbone for images `(C, H, W)`; draws from torch's global generator.
 
@@ -162,9 +158,3 @@ def _initialise(module: nn.Module) -> None:
 def parameter_count(module: nn.Module) -> int:
     """Number of scalars a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def image_shape(images: Tensor) -> tuple[int, int, int]:
-    """`(C, H, W)` of images `[..., C, H, W]`."""
-    channels, height, width = torch.Size(images.shape[-3:])
-    return channels, height, width

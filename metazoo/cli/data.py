@@ -61,6 +61,7 @@ def prepare(
     state = "was prepared already" if there else "is prepared"
     print(f"{sheet.title} {state} at {store.manifest.size} pixels: {store.path}")
     _describe(store)
+    print(f"  cite: {sheet.citation}\n  terms: {sheet.terms}")
     if altered := _altered(sheet, store):
         print(
             f"metazoo: warning: the images of {', '.join(altered)} are not pixel for pixel the published ones; "
