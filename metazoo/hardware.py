@@ -82,6 +82,9 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory in MiB: of the tensors on a GPU; on a CPU, of the whole process (resident) since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage hands a process the peak of the one that started it
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

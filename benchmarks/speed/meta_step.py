@@ -2,8 +2,8 @@
 
 Both sides run second-order MAML with five inner steps on the same tensors and the same initial weights, in one process,
 alternating. learn2learn's side is its published recipe, one clone a task; it adapts every parameter of a module, so
-ours adapts every role too. The network is our Conv4 for both, except where `--network learn2learn` gives it its own
-CNN4 (other activation, running statistics, so only the time compares).
+ours adapts every role too. Its network is the same four blocks, written with torch's own modules in the usual order
+(`--network plain`); with `--network ours` it runs on our Conv4, which leaves the learners alone to compare.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
-from metazoo.hardware import describe, versions
+from metazoo.hardware import describe, peak_memory_mb, versions
 from metazoo.learner import learn2learn
 
 STEPS, LR = 5, 0.01
@@ -103,24 +102,23 @@ def our_step(algorithm: Algorithm, episodes: Episodes, tasks_per_pass: int) -> N
         (algorithm.learn(chunk).losses.sum() / len(episodes)).backward()
 
 
-def two_sides(shape: Shape, tasks: int, tasks_per_pass: int, device: torch.device, own: bool) -> list[Step]:
+def plain(network: Conv4) -> nn.Module:
+    """The same network with the same weights, written with torch's own modules."""
+    body = nn.Sequential()
+    for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+        norm = nn.BatchNorm2d(conv.out_channels, track_running_stats=False)
+        body.extend([copy.deepcopy(conv), norm, nn.LeakyReLU(), nn.MaxPool2d(2)])
+    return nn.Sequential(body, nn.Flatten(), copy.deepcopy(network.head))
+
+
+def two_sides(shape: Shape, tasks: int, tasks_per_pass: int, device: torch.device, same_network: bool) -> list[Step]:
     """One meta-step by us and one by learn2learn, on the same episodes and initial weights."""
     torch.manual_seed(0)
     network = Conv4((shape.channels, shape.size, shape.size), shape.ways, Conv4.Settings(filters=shape.filters))
     method: Any = registry.algorithm("maml")
     rates = {"body": LR, "norm": LR, "head": LR}
     algorithm = method(copy.deepcopy(network), method.Settings(inner_lr=rates)).to(device)
-    theirs: nn.Module = (
-        learn2learn.vision.models.CNN4(
-            shape.ways,
-            hidden_size=shape.filters,
-            channels=shape.channels,
-            max_pool=True,
-            embedding_size=network.head.in_features,
-        )
-        if own
-        else network
-    )
+    theirs = network if same_network else plain(network)
     maml = learn2learn.algorithms.MAML(theirs.to(device), lr=LR)
     episodes = episodes_of(shape, tasks, device)
     return [
@@ -129,9 +127,11 @@ def two_sides(shape: Shape, tasks: int, tasks_per_pass: int, device: torch.devic
     ]
 
 
-def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, device: torch.device, own: bool) -> Timing:
+def compare(
+    shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, device: torch.device, same_network: bool
+) -> Timing:
     """Time both sides in alternation; the first round warms up and is not counted."""
-    sides = two_sides(shape, tasks, tasks_per_pass, device, own)
+    sides = two_sides(shape, tasks, tasks_per_pass, device, same_network)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repetition in range(repetitions + 1):
         order = (0, 1) if repetition % 2 else (1, 0)
@@ -142,7 +142,7 @@ def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, dev
     ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     ours_mb, learn2learn_mb = (
-        _in_fresh_process(peak_mb, side, shape, tasks, tasks_per_pass, str(device), own) for side in range(2)
+        _in_fresh_process(peak_mb, side, shape, tasks, tasks_per_pass, str(device), same_network) for side in range(2)
     )
     return Timing(
         shape,
@@ -157,18 +157,18 @@ def compare(shape: Shape, tasks: int, tasks_per_pass: int, repetitions: int, dev
     )
 
 
-def peak_mb(side: int, shape: Shape, tasks: int, tasks_per_pass: int, device: str, own: bool) -> float:
+def peak_mb(side: int, shape: Shape, tasks: int, tasks_per_pass: int, device: str, same_network: bool) -> float:
     """Memory a meta-step needs above what is held before it: resident memory on a CPU, the allocator's on a GPU."""
     place = torch.device(device)
-    step = two_sides(shape, tasks, tasks_per_pass, place, own)[side]
+    step = two_sides(shape, tasks, tasks_per_pass, place, same_network)[side]
     if place.type == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
-    held_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held_mb = peak_memory_mb(place)
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held_kb) / 2**10
+    return peak_memory_mb(place) - held_mb
 
 
 def _in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
@@ -191,9 +191,7 @@ def main() -> None:
     parser.add_argument("--tasks-per-pass", type=int, help="stacked tasks; 1 on a CPU, all on a GPU by default")
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument(
-        "--network", choices=("ours", "learn2learn"), default="ours", help="learn2learn's side's network"
-    )
+    parser.add_argument("--network", choices=("plain", "ours"), default="plain", help="what learn2learn's side runs on")
     parser.add_argument("--json", type=Path, help="also write the timings here")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -204,8 +202,8 @@ def main() -> None:
     print("second-order MAML, 5 inner steps, all tensors adapted; ratio above 1: ours is faster (median, quartiles)")
     timings = []
     for shape in SHAPES:
-        own = arguments.network == "learn2learn"
-        timing = compare(shape, arguments.tasks, per_pass, arguments.repetitions, device, own)
+        same_network = arguments.network == "ours"
+        timing = compare(shape, arguments.tasks, per_pass, arguments.repetitions, device, same_network)
         timings.append(timing)
         low, high = timing.ratio_quartiles
         print(
