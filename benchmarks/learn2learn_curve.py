@@ -66,7 +66,7 @@ def draw(run: Run, curve: list[dict[str, float]], path: Path) -> None:
 
     ours = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     tasks_per_epoch = run.config.training.iterations_per_epoch * run.config.training.meta_batch
-    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     for axes, key, label in zip(
         figure.subplots(1, 2), ("train_loss", "train_accuracy"), ("query loss", "query accuracy"), strict=True
     ):
@@ -74,7 +74,7 @@ def draw(run: Run, curve: list[dict[str, float]], path: Path) -> None:
             tasks = [entry["epoch"] * tasks_per_epoch for entry in entries]
             axes.plot(tasks, [entry[key] for entry in entries], style, markersize=4, label=name)
         axes.set_xlabel("training tasks")
-        axes.set_ylabel(f"{label} (mean of an epoch)")
+        axes.set_ylabel(f"{label} (epoch mean)")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     with replacing(path) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -58,3 +59,14 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_speed_table_is_that_of_the_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed_meta_step_cpu.json").read_text())
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    for timing in record["timings"]:
+        low, high = timing["ratio_quartiles"]
+        speeds = [f"{timing[f'{side}_tasks_per_second']:.2f}" for side in ("ours", "learn2learn")]
+        memory = [f"{timing[f'{side}_peak_mb']:.0f}" for side in ("ours", "learn2learn")]
+        cells = [*speeds, f"{timing['ratio']:.2f} ({low:.2f} to {high:.2f})", *memory]
+        assert f"| {' | '.join(cells)} |" in page
