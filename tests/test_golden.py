@@ -1,4 +1,4 @@
-"""Golden numbers made with the authors' own code (float64): losses, logits and meta-gradients of every method.
+"""Golden numbers made with published code (float64): losses, logits and meta-gradients of every method.
 
 The setting is 3-way 1-shot with 2 queries a class on 16-pixel images, four blocks of 4 filters, weights and pixels
 given by formulas. `golden/maml_family.json` holds the leaky-ReLU family (MAML, L2F, CxGrad),
