@@ -66,7 +66,7 @@ def test_prepare_again_says_that_nothing_was_read(tars, tmp_path):
     assert "was prepared already" in output and "--force prepares it again" in output
     assert "Menagerie is prepared at" in run("prepare", "menagerie", "--force", "--from", *tars)
     for again in ([], ["--force"]):
-        with pytest.raises(UserError, match="There is no file or folder .*nowhere"):
+        with pytest.raises(UserError, match=r"There is no file or folder .*nowhere"):
             run("prepare", "menagerie", *again, "--from", tmp_path / "nowhere")
 
 
