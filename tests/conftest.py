@@ -6,10 +6,14 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its threads; processes that tests start inherit it
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell that starts us in the background has us ignore Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
