@@ -61,7 +61,7 @@ class StackedBackbone(nn.Module):
     def __init__(self, backbone: Backbone, adapted: Mapping[str, Tensor], shared: Mapping[str, Tensor], tasks: int):
         super().__init__()
         self.parts: Mapping[str, nn.Module] = {"body": backbone.body, "head": backbone.head}
-        self.shared = dict(shared)
+        self.shared = {part: _below(part, shared) for part in self.parts}
         self.tasks = tasks
         self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
 
@@ -76,9 +76,7 @@ class StackedBackbone(nn.Module):
 
     def part(self, name: str, inputs: Tensor) -> Tensor:
         """Body (images to features) or head (features to logits) of every task: `[T, n, ...]` to `[T, n, ...]`."""
-        module, prefix = self.parts[name], f"{name}."
-        shared = {key.removeprefix(prefix): value for key, value in self.shared.items() if key.startswith(prefix)}
-        own = {key.removeprefix(prefix): value for key, value in self.adapted.items() if key.startswith(prefix)}
+        module, shared, own = self.parts[name], self.shared[name], _below(name, self.adapted)
         if self.tasks == 1:
             weights = shared | {key: value.squeeze(0) for key, value in own.items()}
             return functional_call(module, weights, (inputs.squeeze(0),)).unsqueeze(0)
@@ -202,6 +200,12 @@ class TaskBatch:
             assert self._features is not None
             return self.clone.module.part("head", self._features[query])
         return self.clone(self.episodes.query_x if query else self.episodes.support_x)
+
+
+def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part of the backbone, by their names inside it."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
