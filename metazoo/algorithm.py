@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -36,7 +37,7 @@ class Outcome:
     """The adapted tensors by name, `[T, ...]`."""
 
 
-class Algorithm(nn.Module):
+class Algorithm(nn.Module, ABC):
     """Base of every method. `parameters()` are the meta-parameters: all that the outer loop learns.
 
     The harness only ever calls `learn` and `predict`.
@@ -72,13 +73,13 @@ class Algorithm(nn.Module):
             Incompatible: when the method cannot work on this backbone, with the reason.
         """
 
+    @abstractmethod
     def learn(self, episodes: Episodes, first_order: bool = False) -> Outcome:
         """Adapt to the support sets and score the query sets, differentiably w.r.t. the meta-parameters."""
-        raise NotImplementedError(f"{type(self).__name__} must implement learn().")
 
+    @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
         """Query logits `[T, Q, N]` after adaptation, with no graph kept; what validation and test score."""
-        raise NotImplementedError(f"{type(self).__name__} must implement predict().")
 
 
 class InnerLoop(Algorithm):
@@ -102,16 +103,16 @@ class InnerLoop(Algorithm):
             raise Incompatible(f"{self.name} adapts nothing: give at least one role an inner learning rate above 0.")
         self._learner = [Learner(backbone, self.adapts())]  # in a list, so that it registers no module twice
 
+    @abstractmethod
     def adapts(self) -> set[Role]:
         """The roles whose tensors move in the inner loop."""
-        raise NotImplementedError(f"{type(self).__name__} must say what it adapts().")
 
     def begin(self, tasks: TaskBatch) -> None:
         """What happens once per task, before the first inner step."""
 
+    @abstractmethod
     def step(self, tasks: TaskBatch, step: int) -> None:
         """One inner step (0-based) on the support set."""
-        raise NotImplementedError(f"{type(self).__name__} must implement step().")
 
     def learn(self, episodes: Episodes, first_order: bool = False) -> Outcome:
         tasks = TaskBatch(self._learner[0], episodes, first_order=first_order or self.settings.first_order)

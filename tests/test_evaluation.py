@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metazoo import assembly, evaluation, hardware, records, training
-from metazoo.algorithm import Algorithm
+from metazoo.algorithm import Algorithm, Outcome
 from metazoo.algorithms.maml import MAML
 from metazoo.config import resolve
 from metazoo.data.store import open_store
@@ -50,6 +50,9 @@ class Fixed(Algorithm):
         super().__init__(None)
         self.confidence, self.shift = confidence, int(not right)
         self.calls: list[int] = []
+
+    def learn(self, episodes: Episodes, first_order: bool = False) -> Outcome:
+        raise AssertionError("evaluation does not train")
 
     def predict(self, episodes: Episodes) -> Tensor:
         self.calls.append(len(episodes))
