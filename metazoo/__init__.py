@@ -12,21 +12,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from metazoo.algorithm import Algorithm, InnerLoop, Outcome, Rates
-    from metazoo.backbones import Backbone, Conv4, ResNet12, Role
+    from metazoo.algorithm import Algorithm, InnerLoop, Metric, Outcome, OuterGroup, Rates, surrogate
+    from metazoo.backbones import Backbone, Conv4, Mlp, ResNet12, Role
     from metazoo.data.store import open_store
     from metazoo.episodes import Episodes, EpisodeSampler, EpisodeStream
     from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
-    from metazoo.learner import Learner, TaskBatch, cross_entropy, per_task
+    from metazoo.learner import Learner, TaskBatch, each_task, per_task
+    from metazoo.objectives import example_losses, task_losses
+    from metazoo.outer_step import OuterStep
     from metazoo.registry import load_plugin
+    from metazoo.wrapper import Wrapper
 
 _HOMES = {
-    "metazoo.algorithm": ("Algorithm", "InnerLoop", "Outcome", "Rates"),
-    "metazoo.backbones": ("Backbone", "Conv4", "ResNet12", "Role"),
+    "metazoo.algorithm": ("Algorithm", "InnerLoop", "Metric", "Outcome", "OuterGroup", "Rates", "surrogate"),
+    "metazoo.backbones": ("Backbone", "Conv4", "Mlp", "ResNet12", "Role"),
     "metazoo.episodes": ("Episodes", "EpisodeSampler", "EpisodeStream"),
     "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
-    "metazoo.learner": ("Learner", "TaskBatch", "cross_entropy", "per_task"),
+    "metazoo.learner": ("Learner", "TaskBatch", "each_task", "per_task"),
+    "metazoo.objectives": ("example_losses", "task_losses"),
+    "metazoo.outer_step": ("OuterStep",),
     "metazoo.registry": ("load_plugin",),
+    "metazoo.wrapper": ("Wrapper",),
     "metazoo.data.store": ("open_store",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -42,17 +48,25 @@ __all__ = [
     "Incompatible",
     "InnerLoop",
     "Learner",
+    "Metric",
+    "Mlp",
     "OutOfMemory",
     "Outcome",
+    "OuterGroup",
+    "OuterStep",
     "Rates",
     "ResNet12",
     "Role",
     "TaskBatch",
     "UserError",
-    "cross_entropy",
+    "Wrapper",
+    "each_task",
+    "example_losses",
     "load_plugin",
     "open_store",
     "per_task",
+    "surrogate",
+    "task_losses",
 ]
 
 

@@ -13,7 +13,7 @@ from metazoo.algorithm import Algorithm
 from metazoo.config import RunConfig
 from metazoo.data.store import Split, Store
 from metazoo.episodes import EpisodeSampler, EpisodeStream, ImageTable
-from metazoo.errors import UserError
+from metazoo.errors import Incompatible, UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of each channel of ImageNet, as torchvision's models use them."""
@@ -29,6 +29,12 @@ def build(config: RunConfig, channels: int) -> Algorithm:
     Raises Incompatible where method and backbone cannot work together.
     """
     assert config.size is not None, "the config is resolved"
+    method = registry.algorithm(config.algorithm)
+    if method.fixed_ways and config.training.ways not in (None, config.ways):
+        raise Incompatible(
+            f"{method.title} has one output a class, so it cannot train with {config.training.ways} ways and be tested "
+            f"with {config.ways}; leave training.ways out."
+        )
     torch.manual_seed(config.seed)
     backbone = backbones.create(config.backbone, (channels, config.size, config.size), config.ways)
     return registry.create(config.algorithm, backbone, config.settings)
@@ -63,7 +69,8 @@ def episodes(
     grey are a UserError, as is a split that cannot supply such episodes.
     """
     images = store.split(split)
-    sampler = EpisodeSampler(images, config.ways, config.shots, config.queries, seed)
+    ways = config.training.ways if split == "train" else None
+    sampler = EpisodeSampler(images, ways or config.ways, config.shots, config.queries, seed)
     mean, std = standard or (None, None)
     if store.manifest.channels == channels:
         return EpisodeStream(sampler, ImageTable(images, device, mean=mean, std=std))

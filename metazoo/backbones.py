@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,36 +15,87 @@ from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
 from metazoo.schema import Strict
 
-Role: TypeAlias = Literal["body", "norm", "head"]
-"""`head`: the last linear layer; `norm`: scale and shift of a normalisation layer; `body`: everything else."""
+Role: TypeAlias = Literal["body", "norm", "head", "context", "fixed"]
+"""What a tensor of a backbone is.
+
+`head`: the last linear layer; `norm`: scale and shift of a normalisation layer; `body`: everything else a backbone has
+of its own. Of a module that a method has inserted, parameters are `fixed`: meta-learned and never adapted; buffers are
+`context`: no parameters, but what every task starts its own copy of and may adapt.
+"""
+
+Padding = Annotated[int, Field(ge=0, le=1)]
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Backbone(nn.Module):
-    """A `body` from images `[n, C, H, W]` to features `[n, D]` and a linear `head` to logits `[n, N]`."""
+    """A `body` from inputs `[n, ...]` to features `[n, D]` and a linear `head` to outputs `[n, N]`."""
 
-    body: nn.Module
-    head: nn.Linear
+    body: nn.Sequential
+    head: nn.Module
 
-    def __init__(self, body: nn.Module, features: int, ways: int):
+    def __init__(self, body: nn.Sequential, features: int, ways: int):
         super().__init__()
         self.body = body
-        self.head = nn.Linear(features, ways)
-        self.apply(_initialise)
+        self.head = Head(features, ways)
+        self._inserted: list[str] = []
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `[n, N]` of images `[n, C, H, W]`."""
-        return self.head(self.body(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs `[n, N]` of inputs `[n, ...]`."""
+        return self.head(self.body(inputs))
+
+    @property
+    def features(self) -> int:
+        """Length D of a feature vector."""
+        assert isinstance(self.head, Head), "the head was dropped"
+        return self.head.in_features
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter by its name, read off the modules that own them, in module order."""
+        """The role of every parameter and context by its name, read off the modules that own them, in module order."""
         roles: dict[str, Role] = {}
         for path, module in self.named_modules():
+            inserted = any(f"{path}.".startswith(f"{prefix}.") for prefix in self._inserted)
             for name, _ in module.named_parameters(prefix=path, recurse=False):
                 normalises = isinstance(module, _NORMALISATIONS)
-                roles[name] = "head" if module is self.head else "norm" if normalises else "body"
+                own: Role = "head" if module is self.head else "norm" if normalises else "body"
+                roles[name] = "fixed" if inserted else own
+            if inserted:
+                roles |= dict.fromkeys((name for name, _ in module.named_buffers(path, recurse=False)), "context")
         return roles
+
+    def insert(self, name: str, module: nn.Module, after: str = "") -> None:
+        """Put `module` into the body as `name`, behind its neighbour `after` (`block3.pool`), or at the very front.
+
+        Its parameters become `fixed`, its buffers `context` (register them with `persistent=False`: they are not
+        learned). Raises UserError where the body has no such place.
+        """
+        parent, _, neighbour = after.rpartition(".")
+        try:
+            place = self.body.get_submodule(parent)
+            if not isinstance(place, nn.Sequential) or (neighbour and neighbour not in place._modules):
+                raise AttributeError
+        except AttributeError:
+            raise UserError(f"This backbone's body has no '{after}' behind which '{name}' could be put.") from None
+        children = list(place.named_children())
+        position = 1 + [child for child, _ in children].index(neighbour) if neighbour else 0
+        for child, _ in children:
+            del place._modules[child]
+        for child, content in (*children[:position], (name, module), *children[position:]):
+            place.add_module(child, content)
+        self._inserted.append(".".join(part for part in ("body", parent, name) if part))
+
+    def drop_head(self) -> None:
+        """Let the backbone end with its features, for methods that compare embeddings."""
+        self.head = nn.Identity()
+
+
+class Head(nn.Linear):
+    """The last linear layer. Given fewer features than it has columns (a smaller image), it uses its first ones."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1] == self.in_features:
+            return super().forward(input)
+        return F.linear(input, self.weight[:, : input.shape[-1]], self.bias)
 
 
 class Conv4(Backbone):
@@ -62,37 +114,50 @@ class Conv4(Backbone):
         """`leaky_relu` has slope 0.01, as every official repository of the family runs it."""
         norm_eps: PositiveFloat = 1e-5
         """Batch norm's epsilon; it is what CxGrad's context gradient consists of."""
+        paddings: tuple[Padding, Padding, Padding, Padding] = (1, 1, 1, 1)
+        """Each block's zero padding; RelationNet's encoder has (0, 0, 1, 1)."""
+        pooled_blocks: Annotated[int, Field(ge=0, le=4)] = 4
+        """How many blocks, from the first, pool; RelationNet's encoder has 2."""
+        global_pool: bool = False
+        """Average each map to one feature, as HyperMAML's encoder does."""
 
     activations: ClassVar[dict[str, Callable[[], nn.Module]]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
     def __init__(self, image_shape: tuple[int, int, int], ways: int, settings: Settings):
-        channels, height, width = image_shape
+        channels, *sides = image_shape
         body = nn.Sequential()
-        for number in range(1, 5):
-            pools = min(height, width) >= 2
-            body.add_module(f"block{number}", ConvBlock(channels, settings, pools))
+        for number, padding in enumerate(settings.paddings, start=1):
+            sides = [side - 2 + 2 * padding for side in sides]
+            if min(sides) < 1:
+                raise UserError(
+                    f"Images of {image_shape[1]} pixels are too small for block {number} of a Conv4 with paddings "
+                    f"{settings.paddings}; use larger images or padding 1."
+                )
+            pools = number <= settings.pooled_blocks and min(sides) >= 2
+            body.add_module(f"block{number}", ConvBlock(channels, settings, padding, pools))
             channels = settings.filters
-            height, width = (height // 2, width // 2) if pools else (height, width)
+            sides = [side // 2 for side in sides] if pools else sides
+        if settings.global_pool:
+            body.add_module("average", nn.AdaptiveAvgPool2d(1))
+            sides = [1, 1]
         body.add_module("flatten", nn.Flatten())
-        super().__init__(body, channels * height * width, ways)
+        super().__init__(body, channels * math.prod(sides), ways)
+        self.apply(_initialise)
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(nn.Sequential):
     """Convolution, batch norm, max-pool, activation; `[n, C, H, W]` to `[n, F, H/2, W/2]`.
 
     The activations are increasing, so pooling first gives the same numbers and gradients for a quarter of their work.
     """
 
-    def __init__(self, channels: int, settings: Conv4.Settings, pools: bool):
+    def __init__(self, channels: int, settings: Conv4.Settings, padding: int, pools: bool):
         super().__init__()
         filters = settings.filters
-        self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=settings.conv_bias)
+        self.conv = nn.Conv2d(channels, filters, 3, padding=padding, bias=settings.conv_bias)
         self.norm = BatchStatisticsNorm(filters, eps=settings.norm_eps)
         self.pool = HalvingMaxPool() if pools else nn.Identity()
         self.activation = Conv4.activations[settings.activation]()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.activation(self.pool(self.norm(self.conv(images))))
 
 
 class ResNet12(Backbone):
@@ -114,6 +179,7 @@ class ResNet12(Backbone):
         body.add_module("average", nn.AdaptiveAvgPool2d(1))
         body.add_module("flatten", nn.Flatten())
         super().__init__(body, widths[-1], ways)
+        self.apply(_initialise)
 
 
 class ResidualBlock(nn.Module):
@@ -135,17 +201,46 @@ class ResidualBlock(nn.Module):
         return self.pool(F.relu(hidden))
 
 
-def create(settings: Conv4.Settings | ResNet12.Settings, image_shape: tuple[int, int, int], ways: int) -> Backbone:
-    """A freshly initialised backbone for images `(C, H, W)`; draws from torch's global generator.
+class Mlp(Backbone):
+    """Fully connected layers with ReLU for vectors `[n, d]`, then a linear head; as sinusoid regression uses it.
 
-    Raises:
-        UserError: for images without a pixel.
+    Weights and biases are drawn as `nn.Linear` draws them, so that the kinks of the first layer are spread over the
+    inputs.
     """
-    if min(image_shape) < 1:
-        raise UserError(f"A backbone needs images of at least one pixel; got {image_shape}.")
+
+    class Settings(Strict):
+        name: Literal["mlp"] = "mlp"
+        hidden: tuple[PositiveInt, ...] = (40, 40)
+
+    def __init__(self, input_shape: tuple[int, ...], ways: int, settings: Settings):
+        body, width = nn.Sequential(), math.prod(input_shape)
+        for number, size in enumerate(settings.hidden, start=1):
+            body.add_module(f"linear{number}", nn.Linear(width, size))
+            body.add_module(f"activation{number}", nn.ReLU())
+            width = size
+        super().__init__(body, width, ways)
+
+
+AnySettings = Conv4.Settings | ResNet12.Settings | Mlp.Settings
+
+
+def create(settings: AnySettings, input_shape: tuple[int, ...], ways: int) -> Backbone:
+    """A freshly initialised backbone for inputs of one shape: images `(C, H, W)`, or vectors `(d,)` for an Mlp.
+
+    Draws from torch's global generator. Raises UserError for inputs the network is not made for.
+    """
+    if isinstance(settings, Mlp.Settings):
+        if len(input_shape) != 1:
+            raise UserError("The backbone 'mlp' is for vectors and these inputs are images; use conv4 or resnet12.")
+        return Mlp(input_shape, ways, settings)
+    if len(input_shape) != 3:
+        raise UserError(f"The backbone '{settings.name}' is for images and these inputs are vectors; use mlp.")
+    if min(input_shape) < 1:
+        raise UserError(f"A backbone needs images of at least one pixel; got {input_shape}.")
+    channels, height, width = input_shape
     if isinstance(settings, ResNet12.Settings):
-        return ResNet12(image_shape, ways, settings)
-    return Conv4(image_shape, ways, settings)
+        return ResNet12((channels, height, width), ways, settings)
+    return Conv4((channels, height, width), ways, settings)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -14,10 +14,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 import metazoo
 from metazoo import registry
 from metazoo.algorithm import Algorithm
-from metazoo.backbones import Conv4, ResNet12
+from metazoo.backbones import Conv4, Mlp, ResNet12
 from metazoo.schema import Strict, parse
 
-BackboneSettings = Annotated[Conv4.Settings | ResNet12.Settings, Field(discriminator="name")]
+BackboneSettings = Annotated[Conv4.Settings | ResNet12.Settings | Mlp.Settings, Field(discriminator="name")]
 
 
 class TrainingSettings(Strict):
@@ -29,9 +29,13 @@ class TrainingSettings(Strict):
     """Tasks per outer update."""
     outer_lr: PositiveFloat = 1e-3
     """Adam's learning rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` anneals the outer rate once an epoch, from `outer_lr` to `min_outer_lr`."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """`cosine` anneals the outer rate once an epoch, from `outer_lr` to `min_outer_lr`; `steps` multiplies it by
+    `decay` after each of the `milestones`."""
     min_outer_lr: NonNegativeFloat = 0.0
+    decay: PositiveFloat = 0.5
+    milestones: tuple[PositiveInt, ...] = ()
+    """Finished epochs after which the outer rate decays."""
     first_order_epochs: NonNegativeInt = 0
     """Epochs at the start whose meta-gradient ignores second derivatives."""
     gradient_clamp: PositiveFloat | None = None
@@ -42,6 +46,10 @@ class TrainingSettings(Strict):
     """At least two: their accuracy is logged with its interval."""
     keep: PositiveInt = 5
     """How many of the best checkpoints (by validation accuracy) are kept, which is also the size of the ensemble."""
+    ways: PositiveInt | None = None
+    """Ways of the training episodes where they are not those of validation and test; for methods that allow it."""
+    legacy_restart_every: PositiveInt | None = None
+    """Iterations after which Adam is made anew, as BOIL's and CML's official code does every 100."""
 
 
 class RunConfig(Strict):
@@ -84,19 +92,20 @@ def run_name(config: RunConfig, data: str, code: str) -> str:
     return f"{config.algorithm}-{config.source}-{episode}-s{config.seed}-{identity(config, data, code)}"
 
 
-def code_version(method: type[Algorithm]) -> str:
-    """The package's version and a digest of the plugin files the method's class is written in."""
+def code_version(config: RunConfig) -> str:
+    """The package's version and a digest of the plugin files that the method of a config is written in."""
     digest = hashlib.sha256()
-    for source in sorted(_plugin_files(method)):
+    for source in sorted(_plugin_files(config)):
         digest.update(source.read_bytes())
     return f"{metazoo.__version__}+{digest.hexdigest()[:12]}"
 
 
-def _plugin_files(method: type[Algorithm]) -> set[Path]:
+def _plugin_files(config: RunConfig) -> set[Path]:
     harness = Path(metazoo.__file__).parent
-    classes = [cls for cls in method.__mro__ if issubclass(cls, Algorithm)]
-    files = {Path(inspect.getfile(cls)) for cls in classes}
-    return {file for file in files if file.parent != harness}
+    method = registry.algorithm(config.algorithm)
+    used = method.written_in(parse(method.Settings, config.settings, f"settings of {config.algorithm}"))
+    classes = {cls for each in used for cls in each.__mro__ if issubclass(cls, Algorithm)}
+    return {file for cls in classes if (file := Path(inspect.getfile(cls))).parent != harness}
 
 
 def describe(config: RunConfig) -> Mapping[str, Any]:

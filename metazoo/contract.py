@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from metazoo.algorithm import Algorithm, InnerLoop
-from metazoo.episodes import Episodes
 from metazoo.testing import Trace, tiny_algorithm, tiny_episodes, trace
 
 TOLERANCE = 1e-9
@@ -53,8 +52,8 @@ def declares_itself(method: type[Algorithm]) -> str:
 def tasks_do_not_mix(method: type[Algorithm]) -> str:
     """A task gets the same result alone, in a batch and in any order."""
     algorithm, episodes = tiny_algorithm(method), tiny_episodes()
-    together, reversed_order = trace(algorithm, episodes), trace(algorithm, _select(episodes, [2, 1, 0]))
-    alone = [trace(algorithm, _select(episodes, [task])) for task in range(len(episodes))]
+    together, reversed_order = trace(algorithm, episodes), trace(algorithm, episodes.select([2, 1, 0]))
+    alone = [trace(algorithm, episodes.select([task])) for task in range(len(episodes))]
     if fault := _compare("losses in another order", together.query_losses, reversed_order.query_losses.flip(0)):
         return fault
     if fault := _compare("losses one at a time", together.query_losses, torch.cat([one.query_losses for one in alone])):
@@ -200,16 +199,6 @@ CHECKS: tuple[Check, ...] = (
     every_parameter_learns,
     transduction_is_declared,
 )
-
-
-def _select(episodes: Episodes, tasks: list[int]) -> Episodes:
-    return replace(
-        episodes,
-        support_x=episodes.support_x[tasks],
-        support_y=episodes.support_y[tasks],
-        query_x=episodes.query_x[tasks],
-        query_y=episodes.query_y[tasks],
-    )
 
 
 def _compare(what: str, expected: Tensor, found: Tensor) -> str:

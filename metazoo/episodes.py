@@ -181,8 +181,10 @@ def _shuffled(columns: np.ndarray, order: np.ndarray) -> np.ndarray:
 class Episodes:
     """T episodes as tensors on one device, ready for a learner.
 
-    `support_x` [T, N*K, C, H, W] and `query_x` [T, N*Q, C, H, W] are of a floating type, `support_y` [T, N*K] and
-    `query_y` [T, N*Q] int64 labels in [0, ways). Raises ValueError when the shapes or types do not fit together.
+    Classification: `support_x` [T, N*K, C, H, W] and `query_x` [T, N*Q, C, H, W] are of a floating type, `support_y`
+    [T, N*K] and `query_y` [T, N*Q] int64 labels in [0, ways). Regression: inputs [T, n, ...] and targets
+    [T, n, ways] of a floating type, `ways` numbers to be hit by each. Raises ValueError when the shapes or types do
+    not fit together.
     """
 
     support_x: torch.Tensor
@@ -190,28 +192,48 @@ class Episodes:
     query_x: torch.Tensor
     query_y: torch.Tensor
     ways: int
+    numbers: torch.Tensor | None = None
+    """Which episodes of their stream they are, [T] int64 on the CPU; what a method draws at random, it draws by it."""
 
     def __post_init__(self) -> None:
-        tasks, image = self.support_x.shape[:1], self.support_x.shape[2:]
+        tasks, each = self.support_x.shape[:1], self.support_x.shape[2:]
+        regression = self.support_y.dtype.is_floating_point
         for name, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
-            if x.ndim != 5 or y.ndim != 2 or x.shape[:2] != y.shape or x.shape[:1] != tasks or x.shape[2:] != image:
+            if x.shape[:2] != y.shape[:2] or y.ndim != 2 + regression or x.shape[:1] != tasks or x.shape[2:] != each:
                 raise ValueError(f"{name} images {tuple(x.shape)} and labels {tuple(y.shape)} do not fit the episodes.")
-            if y.dtype != torch.int64 or not x.dtype.is_floating_point:
+            if y.dtype != (x.dtype if regression else torch.int64) or not x.dtype.is_floating_point:
                 raise ValueError(f"{name} images and labels must be floating and int64, not {x.dtype} and {y.dtype}.")
-            if y.shape[1] == 0 or y.shape[1] % self.ways:
+            if y.shape[1] == 0 or (y.shape[2] != self.ways if regression else y.shape[1] % self.ways):
                 raise ValueError(f"{y.shape[1]} {name} images cannot be shared equally by {self.ways} ways.")
+        if self.numbers is not None and self.numbers.shape != tasks:
+            raise ValueError(f"{len(self)} episodes have {tuple(self.numbers.shape)} numbers.")
 
     def __len__(self) -> int:
         return len(self.support_x)
+
+    def select(self, tasks: slice | list[int]) -> Episodes:
+        """Some of the episodes, by position; a slice copies nothing."""
+        support, query = (self.support_x[tasks], self.support_y[tasks]), (self.query_x[tasks], self.query_y[tasks])
+        return Episodes(*support, *query, self.ways, None if self.numbers is None else self.numbers[tasks])
 
     def chunks(self, size: int) -> Iterator[Episodes]:
         """The same episodes, `size` at a time (the last chunk may be smaller), as views that copy nothing."""
         if size < 1:
             raise ValueError(f"A chunk holds at least one episode, not {size}.")
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            support, query = (self.support_x[part], self.support_y[part]), (self.query_x[part], self.query_y[part])
-            yield Episodes(*support, *query, self.ways)
+            yield self.select(slice(start, start + size))
+
+    def uniform(self, count: int, purpose: str) -> torch.Tensor:
+        """Numbers in [0, 1) for each episode, [T, count] float64 on the CPU: the same whenever that episode comes.
+
+        Different `purpose`s give unrelated numbers. Raises ValueError for episodes that have no `numbers`.
+        """
+        if self.numbers is None:
+            raise ValueError("These episodes are not numbered, so nothing can be drawn for each of them.")
+        key = int.from_bytes(hashlib.sha256(f"{STREAM} {purpose}".encode()).digest()[:8], "big")
+        seeds = words(key, self.numbers.numpy().astype(np.uint64))
+        drawn = words(seeds[:, None], np.arange(count, dtype=np.uint64))
+        return torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 class EpisodeStream:
@@ -233,7 +255,8 @@ class EpisodeStream:
         labels = self.table.send(torch.from_numpy(np.concatenate((rows.support_labels, rows.query_labels), axis=None)))
         support_x, query_x = (part.view(count, -1, *images.shape[1:]) for part in images.split(sizes))
         support_y, query_y = (part.view(count, -1) for part in labels.split(sizes))
-        return Episodes(support_x, support_y, query_x, query_y, self.sampler.ways)
+        numbers = torch.arange(start, start + count)
+        return Episodes(support_x, support_y, query_x, query_y, self.sampler.ways, numbers)
 
 
 def _identity(split: Split) -> tuple[str, str, tuple[int, ...]]:

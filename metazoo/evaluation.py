@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from metazoo import assembly, hardware, records, registry
+from metazoo import assembly, hardware, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import code_version, describe
@@ -65,7 +65,7 @@ def evaluate(
     rules = known_rules(rules)
     config = run.config
     target = target or config.source
-    code = code_version(registry.algorithm(config.algorithm))
+    code = code_version(config)
     if code != run.code:
         reporter.note(f"{run.name} was trained with the code {run.code} and is evaluated with {code}.")
     store = open_store(target, config.size, home=data_home)

@@ -13,16 +13,18 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
-from metazoo.backbones import Backbone, Role
+from metazoo import objectives
+from metazoo.backbones import Backbone
 from metazoo.errors import UserError
+from metazoo.outer_step import OuterStep
 
 if TYPE_CHECKING:
     from metazoo.episodes import Episodes
@@ -61,7 +63,9 @@ class StackedBackbone(nn.Module):
     def __init__(self, backbone: Backbone, adapted: Mapping[str, Tensor], shared: Mapping[str, Tensor], tasks: int):
         super().__init__()
         self.parts: Mapping[str, nn.Module] = {"body": backbone.body, "head": backbone.head}
-        self.shared = {part: _below(part, shared) for part in self.parts}
+        self.shared = dict(shared)
+        self.unadapted: dict[str, Tensor] = {}
+        """Tensors `[T, ...]` that differ between tasks and stay as they are."""
         self.tasks = tasks
         self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
 
@@ -70,35 +74,58 @@ class StackedBackbone(nn.Module):
         """The adapted tensors by name; learn2learn's update replaces them here."""
         return cast(MutableMapping[str, Tensor], self._parameters)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `[T, n, N]` of images `[T, n, C, H, W]`."""
-        return self.part("head", self.part("body", images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs `[T, n, N]` of inputs `[T, n, ...]`."""
+        return self.part("head", self.part("body", inputs)[0])[0]
 
-    def part(self, name: str, inputs: Tensor) -> Tensor:
-        """Body (images to features) or head (features to logits) of every task: `[T, n, ...]` to `[T, n, ...]`."""
-        module, shared, own = self.parts[name], self.shared[name], _below(name, self.adapted)
-        if self.tasks == 1:
-            weights = shared | {key: value.squeeze(0) for key, value in own.items()}
-            return functional_call(module, weights, (inputs.squeeze(0),)).unsqueeze(0)
+    def part(self, name: str, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Body (inputs to features) or head (features to outputs) of every task: `[T, n, ...]` to `[T, n, ...]`.
 
-        def forward(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return functional_call(module, shared | weights, (inputs,))
+        With it, what the modules named in `taps` gave on the way.
+        """
+        own = _below(name, self.unadapted) | _below(name, self.adapted)
+        return _each_task(self.parts[name], name, own, _below(name, self.shared), inputs, self.tasks, taps)
 
-        return vmap(forward, in_dims=(0, 0), randomness="different")(own, inputs)
+    def of_examples(self, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Every example's own copy `[T, n, ...]` of its task's adapted tensors, and the outputs `[T, n, N]` with them.
+
+        Row `[t, i]` of the outputs comes from copy `[t, i]`, and all of the task's n inputs have gone through it (they
+        share batch statistics), so the gradient of an example's loss w.r.t. its own copy is that example's gradient.
+        """
+        examples, count = inputs.shape[1], self.tasks * inputs.shape[1]
+        copies = {
+            name: tensor.unsqueeze(1).expand(-1, examples, *tensor.shape[1:]) for name, tensor in self.adapted.items()
+        }
+        every = {name: tensor.repeat_interleave(examples, dim=0) for name, tensor in self.unadapted.items()}
+        every |= {name: tensor.flatten(0, 1) for name, tensor in copies.items()}
+        outputs = inputs.repeat_interleave(examples, dim=0)
+        for name, module in self.parts.items():
+            shared = _below(name, self.shared)
+            outputs, _ = _each_task(module, name, _below(name, every), shared, outputs, count)
+        outputs = outputs.view(self.tasks, examples, examples, -1)
+        return copies, outputs.diagonal(dim1=1, dim2=2).transpose(1, 2)
 
 
 class Learner(MAML):
-    """learn2learn's MAML wrapper with one change: `clone` gives every task of a meta-batch its own adapted weights."""
+    """learn2learn's MAML wrapper with one change: `clone` gives every task of a meta-batch its own adapted weights.
 
-    def __init__(self, backbone: Backbone, adapts: Collection[Role]):
+    Args:
+        backbone: the network.
+        adapted: names of the backbone's tensors that are adapted.
+    """
+
+    def __init__(self, backbone: Backbone, adapted: Collection[str]):
         # With `allow_nograd`, learn2learn lets errors such as out-of-memory through instead of printing them.
         super().__init__(backbone, lr=0.0, allow_unused=True, allow_nograd=True)
-        self.adapted_names = [name for name, role in backbone.roles().items() if role in adapts]
+        roles = backbone.roles()
+        self.adapted_names = [name for name in roles if name in adapted]
+        self.contexts = [name for name, role in roles.items() if role == "context"]
 
     def clone(self, tasks: int = 1, first_order: bool = False, track: bool = True) -> Any:
         """A learn2learn clone for `tasks` tasks. Without `track`, nothing leads back to the meta-parameters."""
         adapted, shared = {}, {}
-        for name, parameter in self.module.named_parameters():
+        tensors = dict(self.module.named_parameters()) | {name: self.module.get_buffer(name) for name in self.contexts}
+        for name, parameter in tensors.items():
             weight = parameter if track else parameter.detach()
             if name in self.adapted_names:
                 stacked = weight.expand(tasks, *weight.shape)
@@ -118,38 +145,68 @@ class TaskBatch:
     """T tasks in adaptation: their episodes, their adapted weights, and learn2learn's step on them.
 
     Attributes:
-        weights: the adapted tensors by name, each `[T, ...]`; assigning replaces a tensor (scaling, attenuation).
+        episodes: what the tasks are made of.
+        outer: what the outer loop said of this step.
         support_losses: the `[T]` losses of every support pass so far, as values.
+        tapped: the outputs `[T, Q, ...]` of the modules in `outer.taps` in the last query pass.
     """
 
-    def __init__(self, learner: Learner, episodes: Episodes, first_order: bool = False, track: bool = True):
-        self.episodes = episodes
-        self.track = track
-        self.first_order = first_order
-        self.clone = learner.clone(len(episodes), first_order=first_order or not track, track=track)
+    def __init__(
+        self,
+        learner: Learner,
+        episodes: Episodes,
+        outer: OuterStep | None = None,
+        *,
+        first_order: bool = False,
+        track: bool = True,
+    ):
+        self.episodes, self.track = episodes, track
+        self.outer = outer or OuterStep()
+        self.first_order = first_order or self.outer.first_order
+        self.clone = learner.clone(len(episodes), first_order=self.first_order or not track, track=track)
         self.support_losses: list[Tensor] = []
+        self.tapped: dict[str, Tensor] = {}
         self._features: tuple[Tensor, Tensor] | None = None
         self._backbone_names = frozenset(learner.adapted_names)
         self._body_is_fixed = not any(name.startswith("body.") for name in learner.adapted_names)
+        for name, mask in self.outer.masks.items():
+            module = self.clone.module
+            if name in module.adapted:
+                module.adapted[name] = module.adapted[name] * mask
+            else:
+                module.unadapted[name] = module.shared[name] * mask
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     @property
     def weights(self) -> MutableMapping[str, Tensor]:
-        """The adapted tensors by name, each `[T, ...]`."""
+        """The adapted tensors by name, each `[T, ...]`; assign to replace one (scaling, attenuation)."""
         return self.clone.module.adapted
 
+    @property
+    def shared(self) -> MutableMapping[str, Tensor]:
+        """The backbone's other tensors by name, without a task axis; assign to replace one from here on."""
+        return self.clone.module.shared
+
+    @property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Features `[T, S, D]` and `[T, Q, D]` of support and query inputs, for methods that never adapt the body."""
+        if self._features is None:
+            self.embed()
+        assert self._features is not None
+        return self._features
+
     def support_loss(self) -> Tensor:
-        """One support pass at the current weights: each task's mean cross-entropy, `[T]`."""
-        losses = cross_entropy(self._logits(query=False), self.episodes.support_y)
+        """One support pass at the current weights: each task's mean loss, `[T]`."""
+        losses = objectives.task_losses(self._outputs(query=False), self.episodes.support_y)
         self.support_losses.append(losses.detach())
         return losses
 
     def query_logits(self) -> Tensor:
-        """Query logits `[T, Q, N]` at the current weights; without a graph where nothing is tracked."""
+        """Query outputs `[T, Q, N]` at the current weights; without a graph where nothing is tracked."""
         with torch.set_grad_enabled(self.track):
-            return self._logits(query=True)
+            return self._outputs(query=True)
 
     def descend(self, losses: Tensor, rates: Mapping[str, float | Tensor]) -> None:
         """One step of gradient descent on `losses` `[T]`: tensor `name` moves by `-rates[name]` times its gradient.
@@ -158,60 +215,126 @@ class TaskBatch:
         upstream of the others, and learn2learn would free the graph between them in first-order mode.
         """
         first, *others = rates.values()
-        if isinstance(first, float) and all(rate is first or rate == first for rate in others) and not self._extra():
+        alike = isinstance(first, float) and all(rate is first or rate == first for rate in others)
+        if alike and rates.keys() == self.weights.keys() and not self._extra() and not self.outer.masks:
             self.clone.lr = first
             self.clone.adapt(losses.sum())
             return
-        self.update({name: -rates[name] * gradient for name, gradient in self.gradients(losses).items()})
+        gradients = self.gradients(losses)
+        self.update({name: -rates[name] * gradient for name, gradient in gradients.items() if name in rates})
 
     def gradients(self, losses: Tensor, first_order: bool | None = None) -> dict[str, Tensor]:
         """Gradient of each task's loss w.r.t. its own adapted tensors, by name; untouched tensors are left out."""
-        detached = (self.first_order or not self.track) if first_order is None else first_order
-        names, tensors = zip(*self.weights.items(), strict=True)
-        gradients = torch.autograd.grad(
-            losses.sum(), tensors, retain_graph=self.track, create_graph=not detached, allow_unused=True
-        )
-        return {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        return self._gradients(losses, self.weights, first_order)
+
+    def example_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses `[T, S]` of one support pass and each example's own gradient `[T, S, ...]` w.r.t. the adapted tensors.
+
+        Their mean over S is the gradient of the task's loss. All examples of a batch are worked on at once, which takes
+        S times a support pass.
+        """
+        copies, outputs = self.clone.module.of_examples(self.episodes.support_x)
+        losses = objectives.example_losses(outputs, self.episodes.support_y)
+        self.support_losses.append(losses.detach().mean(dim=1))
+        return losses, self._gradients(losses, copies)
 
     def update(self, changes: Mapping[str, Tensor]) -> None:
         """Add `changes` to the adapted tensors of the same names, by learn2learn's differentiable update."""
         for name, change in changes.items():
-            self.weights[name].update = change  # type: ignore[attr-defined]
+            mask = self.outer.masks.get(name)
+            self.weights[name].update = change if mask is None else change * mask.detach()  # type: ignore[attr-defined]
         self.clone.module = learn2learn.utils.update_module(self.clone.module)
 
     def embed(self, jointly: bool = False) -> None:
-        """Forward the body once, for methods that never adapt it; `jointly`: support and query images as one batch."""
-        episodes, body = self.episodes, self.clone.module.part
+        """Forward the body once, for methods that never adapt it; `jointly`: support and query inputs as one batch."""
+        episodes, taps = self.episodes, self.outer.taps
         with torch.set_grad_enabled(self.track):
             if jointly:
-                together = body("body", torch.cat([episodes.support_x, episodes.query_x], dim=1))
+                together, tapped = self._body(torch.cat([episodes.support_x, episodes.query_x], dim=1), taps)
                 shots = episodes.support_x.shape[1]
                 self._features = together[:, :shots], together[:, shots:]
+                self.tapped = {name: output[:, shots:] for name, output in tapped.items()}
             else:
-                self._features = body("body", episodes.support_x), body("body", episodes.query_x)
+                support, _ = self._body(episodes.support_x)
+                query, self.tapped = self._body(episodes.query_x, taps)
+                self._features = support, query
+
+    def _gradients(
+        self, losses: Tensor, tensors: Mapping[str, Tensor], first_order: bool | None = None
+    ) -> dict[str, Tensor]:
+        detached = (self.first_order or not self.track) if first_order is None else first_order
+        gradients = torch.autograd.grad(
+            losses.sum(), list(tensors.values()), retain_graph=self.track, create_graph=not detached, allow_unused=True
+        )
+        return {name: gradient for name, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
 
     def _extra(self) -> bool:
         return not self._backbone_names.issuperset(self.weights)
 
-    def _logits(self, query: bool) -> Tensor:
+    def _outputs(self, query: bool) -> Tensor:
         if self._body_is_fixed:
-            if self._features is None:
-                self.embed()
-            assert self._features is not None
-            return self.clone.module.part("head", self._features[query])
-        return self.clone(self.episodes.query_x if query else self.episodes.support_x)
+            features = self.features[query]
+        elif query:
+            features, self.tapped = self._body(self.episodes.query_x, self.outer.taps)
+        else:
+            features, _ = self._body(self.episodes.support_x)
+        return self.clone.module.part("head", features)[0]
+
+    def _body(self, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.clone.module.part("body", inputs, taps)
+
+
+def each_task(module: Callable[..., Any], *inputs: Tensor) -> Any:
+    """`module` on each task by itself: what it gives for each row of inputs `[T, ...]`, stacked to `[T, ...]`.
+
+    Batch norm in it sees one task at a time. Its parameters are shared by the tasks.
+    """
+    if len(inputs[0]) == 1:
+        return module(*(part.squeeze(0) for part in inputs)).unsqueeze(0)
+    return vmap(module, randomness="different")(*inputs)
+
+
+def _each_task(
+    module: nn.Module,
+    path: str,
+    own: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    inputs: Tensor,
+    tasks: int,
+    taps: Collection[str] = (),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`module` (called `path` in the backbone) on inputs `[T, n, ...]`, each task with its `own` tensors `[T, ...]`."""
+    inside = [tap for tap in taps if tap.startswith(f"{path}.")]
+
+    def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with _recording(module, path, inside) as seen:
+            return functional_call(module, {**shared, **weights}, (inputs,)), seen
+
+    if tasks == 1:
+        outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
+        return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
+    return vmap(forward, randomness="different")(dict(own), inputs)
+
+
+@contextlib.contextmanager
+def _recording(module: nn.Module, path: str, taps: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect what the submodules named in `taps` (from `path` on) give while the block runs."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen[name] = output
+
+    with contextlib.ExitStack() as hooks:
+        for tap in taps:
+            place = module.get_submodule(tap.removeprefix(f"{path}."))
+            hooks.callback(place.register_forward_hook(partial(keep, tap)).remove)
+        yield seen
 
 
 def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of one part of the backbone, by their names inside it."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each task's mean cross-entropy `[T]` from logits `[T, n, N]` and labels `[T, n]`."""
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return losses.view(labels.shape).mean(dim=1)
 
 
 def per_task(factors: Tensor, weights: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from metazoo.data.store import Store
 from metazoo.errors import Diverged
 from metazoo.evaluation import count_correct, interval, load_weights
 from metazoo.metrics import MetricsLog
+from metazoo.outer_step import OuterStep
 from metazoo.progress import Reporter, Stage
 from metazoo.run import Run, Summary
 
@@ -29,9 +30,14 @@ LOOK_SECONDS = 0.5
 
 
 def outer_lr(settings: TrainingSettings, epoch: int) -> float:
-    """The outer rate of epoch e (from 0): constant, or min + (lr0 - min) (1 + cos(pi e / epochs)) / 2."""
+    """The outer rate of epoch e (from 0).
+
+    Constant; or min + (lr0 - min) (1 + cos(pi e / epochs)) / 2; or lr0 times `decay` for every milestone passed.
+    """
     if settings.schedule == "constant":
         return settings.outer_lr
+    if settings.schedule == "steps":
+        return settings.outer_lr * settings.decay ** sum(milestone <= epoch for milestone in settings.milestones)
     turn = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
     return settings.min_outer_lr + (settings.outer_lr - settings.min_outer_lr) * turn
 
@@ -83,9 +89,10 @@ class Trainer:
         self.stream = assembly.episodes(config, store, "train", config.seed, device, channels, standard)
         # The validation episodes are the same for every seed.
         self.validation = assembly.episodes(config, store, "val", 0, device, channels, standard)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.settings.outer_lr)
-        self.queries = config.ways * config.queries
+        self.groups = self.model.outer_groups()
+        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
+        self.optimizer = self._new_optimizer()
+        self.ways, self.queries = config.ways, config.ways * config.queries
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.iteration = 0
@@ -135,8 +142,8 @@ class Trainer:
     def _train_epoch(self, stop: StopRequest) -> None:
         settings = self.settings
         first_order = self.epoch < settings.first_order_epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = outer_lr(settings, self.epoch)
+        outer = OuterStep(first_order=first_order, epoch=self.epoch, epochs=settings.epochs)
+        self._set_rates(outer)
         end = (self.epoch + 1) * settings.iterations_per_epoch
         before = self.epoch_seconds
         begun = looked = saved = time.perf_counter()
@@ -146,7 +153,7 @@ class Trainer:
             while self.iteration < end:
                 if stop.requested:
                     raise Stopped
-                self._step(first_order)
+                self._step(outer)
                 self.iteration += 1
                 clock = time.perf_counter()
                 if clock - looked >= LOOK_SECONDS:
@@ -159,20 +166,34 @@ class Trainer:
             self.loss_sum.item()  # on a GPU, wait for the work that is still queued: it belongs to this epoch's time
             self.epoch_seconds = before + time.perf_counter() - begun
 
-    def _step(self, first_order: bool) -> None:
+    def _step(self, outer: OuterStep) -> None:
         """One outer iteration. Nothing here waits for the device."""
         settings = self.settings
         scale = 1 / settings.meta_batch if settings.reduction == "mean" else 1.0
+        if settings.legacy_restart_every and self.iteration % settings.legacy_restart_every == 0:
+            self.optimizer = self._new_optimizer()
+            self._set_rates(outer)
         batch = self.stream.batch(self.iteration * settings.meta_batch, settings.meta_batch)
         self.optimizer.zero_grad(set_to_none=True)
         for part in batch.chunks(self.tasks_per_pass):
-            outcome = self.model.learn(part, first_order=first_order)
+            outcome = self.model.learn(part, outer)
             (outcome.losses.sum() * scale).backward()
             self.loss_sum += outcome.losses.detach().sum()
             self.correct += (outcome.logits.detach().argmax(dim=-1) == part.query_y).sum()
-        if settings.gradient_clamp is not None:
-            torch.nn.utils.clip_grad_value_(self.parameters, settings.gradient_clamp)
+        for group in self.groups:
+            if group.clamped and settings.gradient_clamp is not None:
+                torch.nn.utils.clip_grad_value_(group.parameters, settings.gradient_clamp)
+            if group.max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(group.parameters, group.max_norm)
         self.optimizer.step()
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        groups = [{"params": list(group.parameters)} for group in self.groups]
+        return torch.optim.Adam(groups, lr=self.settings.outer_lr)
+
+    def _set_rates(self, outer: OuterStep) -> None:
+        for group, held in zip(self.groups, self.optimizer.param_groups, strict=True):
+            held["lr"] = outer_lr(self.settings, self.epoch) * group.rate(outer)
 
     def _look(self, stage: Stage, tasks_per_second: float) -> None:
         loss, accuracy = self._averages()
@@ -183,7 +204,8 @@ class Trainer:
     def _averages(self) -> tuple[float, float]:
         """Mean loss and accuracy of this epoch's tasks so far; waits for the device."""
         tasks = max(1, (self.iteration - self.epoch * self.settings.iterations_per_epoch) * self.settings.meta_batch)
-        return self.loss_sum.item() / tasks, self.correct.item() / (tasks * self.queries)
+        queries = self.queries * (self.settings.ways or self.ways) // self.ways
+        return self.loss_sum.item() / tasks, self.correct.item() / (tasks * queries)
 
     def _check_finite(self) -> None:
         """Raise Diverged unless the epoch's losses and all meta-parameters are numbers."""

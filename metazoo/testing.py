@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
+from metazoo.objectives import task_losses
+from metazoo.outer_step import OuterStep
 
 
 @dataclass(frozen=True)
@@ -19,24 +21,28 @@ class Trace:
     support_losses: Tensor
     """`[T, passes]`, every support pass in order; `[T, 0]` for a method without any."""
     query_losses: Tensor
-    """`[T]`, the meta-loss of each task."""
+    """`[T]`, the query loss of each task after adaptation."""
     query_logits: Tensor
     """`[T, Q, N]`."""
     meta_loss: Tensor
-    """Mean of the query losses over tasks, a scalar."""
+    """Mean of the meta-losses over tasks, a scalar; the query losses' mean unless the method has others beside it."""
     meta_gradients: dict[str, Tensor | None]
     """Gradient of the meta-loss w.r.t. every meta-parameter by name; None where none arrives."""
     adapted: dict[str, Tensor]
     """The adapted tensors by name, `[T, ...]`."""
 
 
-def trace(algorithm: Algorithm, episodes: Episodes, second_order: bool = True) -> Trace:
-    """Run one meta-step of `algorithm` on `episodes` and return all it computed; the algorithm is left as it was."""
-    outcome = algorithm.learn(episodes, first_order=not second_order)
+def trace(algorithm: Algorithm, episodes: Episodes, second_order: bool = True, outer: OuterStep | None = None) -> Trace:
+    """Run one meta-step of `algorithm` on `episodes` and return all it computed; the algorithm is left as it was.
+
+    `outer` says where in a training the step is; by default all schedules have run out.
+    """
+    outer = outer or OuterStep()
+    outcome = algorithm.learn(episodes, outer if second_order else replace(outer, first_order=True))
     meta_loss = outcome.losses.mean()
-    names, parameters = zip(*algorithm.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(meta_loss, parameters, allow_unused=True)
-    losses = outcome.losses.detach()
+    learned = {name: parameter for name, parameter in algorithm.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(meta_loss, list(learned.values()), allow_unused=True)
+    losses = task_losses(outcome.logits.detach(), episodes.query_y)
     return Trace(
         support_losses=torch.stack(list(outcome.support_losses), dim=1)
         if len(outcome.support_losses)
@@ -44,7 +50,7 @@ def trace(algorithm: Algorithm, episodes: Episodes, second_order: bool = True) -
         query_losses=losses,
         query_logits=outcome.logits.detach(),
         meta_loss=meta_loss.detach(),
-        meta_gradients=dict(zip(names, gradients, strict=True)),
+        meta_gradients=dict(zip(learned, gradients, strict=True)),
         adapted={name: weight.detach() for name, weight in outcome.adapted.items()},
     )
 
@@ -68,7 +74,7 @@ def tiny_episodes(
 
     support_x, support_y = draw(shots)
     query_x, query_y = draw(queries)
-    return Episodes(support_x, support_y, query_x, query_y, ways)
+    return Episodes(support_x, support_y, query_x, query_y, ways, torch.arange(tasks))
 
 
 def tiny_algorithm(

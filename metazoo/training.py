@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metazoo import hardware, registry
+from metazoo import hardware
 from metazoo.config import RunConfig, code_version, identity, resolve, run_name
 from metazoo.data.store import open_store
 from metazoo.errors import Diverged, OutOfMemory, UserError
@@ -43,10 +43,9 @@ def train(
         OutOfMemory: when the device's memory does not suffice; the run is marked and can go on with other options.
         Interrupted: on SIGINT or SIGTERM (in the main thread), after saving.
     """
-    method = registry.algorithm(config.algorithm)
     store = open_store(config.source, config.size, home=data_home)
     config = resolve(config, store.manifest.size)
-    data, code = store.manifest.identity, code_version(method)
+    data, code = store.manifest.identity, code_version(config)
     folder = Path(home) / run_name(config, data, code)
     run = None
     if Run.exists(folder):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from metazoo import Episodes, Outcome
+from metazoo import Episodes, Outcome, OuterStep
 from metazoo.algorithms.maml import MAML
 
 
@@ -15,6 +15,6 @@ class Noisy(MAML):
     title = "Noisy MAML"
     paper = "none"
 
-    def learn(self, episodes: Episodes, first_order: bool = False) -> Outcome:
+    def learn(self, episodes: Episodes, outer: OuterStep = OuterStep()) -> Outcome:
         noise = 0.1 * torch.randn_like(episodes.support_x)
-        return super().learn(replace(episodes, support_x=episodes.support_x + noise), first_order)
+        return super().learn(replace(episodes, support_x=episodes.support_x + noise), outer)

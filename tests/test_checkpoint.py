@@ -18,6 +18,7 @@ from tiny import tiny_sets  # noqa: F401
 from metazoo import checkpoint, outer_loop, registry, training
 from metazoo.checkpoint import Checkpoints
 from metazoo.errors import UserError
+from metazoo.outer_step import OuterStep
 from metazoo.run import Run
 
 TIMES = {"seconds", "validation_seconds", "tasks_per_second"}
@@ -69,10 +70,10 @@ def interrupt_at(iteration: int, monkeypatch: pytest.MonkeyPatch, home: Path, **
     """A run that saves after every iteration and crashed in the middle of one."""
     step = outer_loop.Trainer._step
 
-    def crashing(self: outer_loop.Trainer, first_order: bool) -> None:
+    def crashing(self: outer_loop.Trainer, outer: OuterStep) -> None:
         if self.iteration == iteration:
             raise StopAt
-        step(self, first_order)
+        step(self, outer)
 
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from metazoo.algorithm import Outcome
 from metazoo.algorithms.anil import ANIL
 from metazoo.algorithms.boil import BOIL
 from metazoo.algorithms.maml import MAML
+from metazoo.outer_step import OuterStep
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
@@ -98,8 +101,8 @@ class DetachedSteps(MAML):
 
     name, title, paper = "detached", "Detached", "None."
 
-    def learn(self, episodes, first_order=False):
-        return super().learn(episodes, first_order=True)
+    def learn(self, episodes, outer=OuterStep()):
+        return super().learn(episodes, replace(outer, first_order=True))
 
 
 class DeadWeights(ANIL):
@@ -129,7 +132,7 @@ class KeepsGraph(MAML):
 class Raises(MAML):
     name, title, paper = "raises", "Raises", "None."
 
-    def learn(self, episodes, first_order=False) -> Outcome:
+    def learn(self, episodes, outer=OuterStep()) -> Outcome:
         raise ZeroDivisionError("by design")
 
 

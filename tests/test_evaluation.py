@@ -22,6 +22,7 @@ from metazoo.episodes import Episodes, EpisodeStream
 from metazoo.errors import OutOfMemory, UserError
 from metazoo.evaluation import count_correct, evaluate, interval
 from metazoo.files import write_text
+from metazoo.outer_step import OuterStep
 from metazoo.run import Run
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ class Fixed(Algorithm):
         self.confidence, self.shift = confidence, int(not right)
         self.calls: list[int] = []
 
-    def learn(self, episodes: Episodes, first_order: bool = False) -> Outcome:
+    def learn(self, episodes: Episodes, outer: OuterStep = OuterStep()) -> Outcome:
         raise AssertionError("evaluation does not train")
 
     def predict(self, episodes: Episodes) -> Tensor:

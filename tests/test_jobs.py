@@ -34,27 +34,28 @@ if multiprocessing.parent_process() is not None:
     tiny.install()
 
 from metazoo.algorithms.maml import MAML
+from metazoo.outer_step import OuterStep
 
 
 class Crashes(MAML):
     name, title = "crashes", "Crashes"
 
-    def learn(self, episodes, first_order=False):
+    def learn(self, episodes, outer=OuterStep()):
         return 1 // 0
 
 
 class Dies(MAML):
     name, title = "dies", "Dies"
 
-    def learn(self, episodes, first_order=False):
+    def learn(self, episodes, outer=OuterStep()):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Diverges(MAML):
     name, title = "diverges", "Diverges"
 
-    def learn(self, episodes, first_order=False):
-        outcome = super().learn(episodes, first_order)
+    def learn(self, episodes, outer=OuterStep()):
+        outcome = super().learn(episodes, outer)
         outcome.losses = outcome.losses * torch.nan
         return outcome
 """

@@ -15,6 +15,7 @@ from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
 from metazoo.learner import Learner, TaskBatch, learn2learn, per_task
+from metazoo.outer_step import OuterStep
 from metazoo.testing import tiny_algorithm, tiny_episodes, trace
 
 EVERYTHING = {"body": 0.05, "norm": 0.05, "head": 0.05}
@@ -47,7 +48,7 @@ def test_maml_equals_learn2learns_loop(tasks_per_pass: int, first_order: bool) -
 
     found = []
     for chunk in episodes.chunks(tasks_per_pass):
-        outcome = algorithm.learn(chunk, first_order=first_order)
+        outcome = algorithm.learn(chunk, OuterStep(first_order=first_order))
         (outcome.losses.sum() / len(episodes)).backward()
         found.append(outcome.losses.detach())
     torch.testing.assert_close(torch.cat(found), losses, atol=1e-10, rtol=0)
@@ -100,7 +101,7 @@ def test_different_rates_per_role() -> None:
     algorithm, episodes = tiny_algorithm(registry.algorithm("maml")), tiny_episodes()
     results = {}
     for head_rate in (0.1, torch.tensor(0.1, dtype=torch.float64)):  # a tensor takes the general path
-        tasks = TaskBatch(Learner(algorithm.backbone, {"body", "head"}), episodes)
+        tasks = TaskBatch(Learner(algorithm.backbone, algorithm.adapted_names()), episodes)
         rates = dict.fromkeys(tasks.weights, head_rate)
         tasks.descend(tasks.support_loss(), rates)
         results[type(head_rate)] = dict(tasks.weights)
@@ -120,7 +121,8 @@ def test_an_error_in_the_gradient_reaches_the_caller() -> None:
         def backward(ctx, gradient):
             raise torch.OutOfMemoryError("no memory left")
 
-    tasks = TaskBatch(Learner(tiny_algorithm(registry.algorithm("maml")).backbone, {"body", "head"}), tiny_episodes())
+    algorithm = tiny_algorithm(registry.algorithm("maml"))
+    tasks = TaskBatch(Learner(algorithm.backbone, algorithm.adapted_names()), tiny_episodes())
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
         tasks.descend(NoMemory.apply(tasks.support_loss()), dict.fromkeys(tasks.weights, 0.1))
 

@@ -25,6 +25,7 @@ from metazoo.data.store import Store, open_store
 from metazoo.episodes import EpisodeStream
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Trainer, outer_lr
+from metazoo.outer_step import OuterStep
 from metazoo.progress import Reporter
 from metazoo.run import Run, State
 
@@ -44,7 +45,7 @@ def trainer(tasks_per_pass: int | None = None, **changes: Any) -> Trainer:
 def meta_gradient(tasks_per_pass: int | None = None, **changes: Any) -> list[torch.Tensor]:
     """What Adam was given in the first outer iteration."""
     subject = trainer(tasks_per_pass, meta_batch=4, **changes)
-    subject._step(first_order=False)
+    subject._step(OuterStep())
     gradients = [parameter.grad for parameter in subject.parameters]
     assert all(gradient is not None for gradient in gradients)
     return [gradient.clone() for gradient in gradients if gradient is not None]
@@ -117,9 +118,9 @@ def test_the_schedule_and_first_order_reach_the_updates(tmp_path: Path, monkeypa
     seen = []
     step, learn = torch.optim.Adam.step, MAML.learn
 
-    def watched_learn(self: MAML, episodes: Any, first_order: bool = False) -> Any:
-        seen.append(first_order)
-        return learn(self, episodes, first_order)
+    def watched_learn(self: MAML, episodes: Any, outer: OuterStep = OuterStep()) -> Any:
+        seen.append(outer.first_order)
+        return learn(self, episodes, outer)
 
     def watched_step(self: torch.optim.Adam) -> None:
         seen.append(self.param_groups[0]["lr"])
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_a_number_is_noticed_inside_a_long_epoch(
     ids=["gpu", "cpu", "python"],
 )
 def test_out_of_memory_says_what_to_lower(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: MAML, episodes: Any, first_order: bool = False) -> Any:
+    def full(self: MAML, episodes: Any, outer: OuterStep = OuterStep()) -> Any:
         raise error
 
     with monkeypatch.context() as patch:
@@ -232,7 +233,7 @@ def test_out_of_memory_says_what_to_lower(error: Exception, tmp_path: Path, monk
 
 
 def test_other_errors_are_not_taken_for_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: MAML, episodes: Any, first_order: bool = False) -> Any:
+    def broken(self: MAML, episodes: Any, outer: OuterStep = OuterStep()) -> Any:
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(MAML, "learn", broken)

@@ -38,7 +38,7 @@ def train(
     ways: Annotated[int | None, typer.Option(rich_help_panel=_EPISODES)] = None,
     shots: Annotated[int | None, typer.Option(rich_help_panel=_EPISODES)] = None,
     queries: Annotated[int | None, typer.Option(help="Query images per class.", rich_help_panel=_EPISODES)] = None,
-    backbone: Annotated[Literal["conv4", "resnet12"] | None, typer.Option()] = None,
+    backbone: Annotated[Literal["conv4", "resnet12", "mlp"] | None, typer.Option()] = None,
     backbone_settings: Annotated[
         list[str] | None, typer.Option("--backbone-set", metavar="KEY=VALUE", help="Such as filters=32.")
     ] = None,
@@ -47,13 +47,17 @@ def train(
     iterations_per_epoch: Annotated[int | None, typer.Option(rich_help_panel=_OUTER)] = None,
     meta_batch: Annotated[int | None, typer.Option(help="Tasks per outer update.", rich_help_panel=_OUTER)] = None,
     outer_lr: Annotated[float | None, typer.Option(rich_help_panel=_OUTER)] = None,
-    schedule: Annotated[Literal["constant", "cosine"] | None, typer.Option(rich_help_panel=_OUTER)] = None,
+    schedule: Annotated[Literal["constant", "cosine", "steps"] | None, typer.Option(rich_help_panel=_OUTER)] = None,
     min_outer_lr: Annotated[float | None, typer.Option(help="Where cosine ends.", rich_help_panel=_OUTER)] = None,
     first_order_epochs: Annotated[int | None, typer.Option(rich_help_panel=_OUTER)] = None,
     gradient_clamp: Annotated[float | None, typer.Option(rich_help_panel=_OUTER)] = None,
     reduction: Annotated[Literal["mean", "sum"] | None, typer.Option(rich_help_panel=_OUTER)] = None,
     validation_episodes: Annotated[int | None, typer.Option(rich_help_panel=_OUTER)] = None,
     keep: Annotated[int | None, typer.Option(help="Best checkpoints to keep.", rich_help_panel=_OUTER)] = None,
+    training_settings: Annotated[
+        list[str] | None,
+        typer.Option("--training-set", metavar="KEY=VALUE", help="Such as milestones=[20,40].", rich_help_panel=_OUTER),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
@@ -100,6 +104,8 @@ def train(
         assign(own, pair, "--set", {key: field.default for key, field in fields.items()})
     for pair in backbone_settings or ():
         assign(values.setdefault("backbone", {"name": "conv4"}), pair, "--backbone-set")
+    for pair in training_settings or ():
+        assign(values.setdefault("training", {}), pair, "--training-set")
     wanted = parse(RunConfig, values, str(config) if config else "the command line")
     try:
         with on_terminal() as reporter:

@@ -20,7 +20,7 @@ from metazoo.config import describe
 from metazoo.data.store import open_store
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.evaluation import evaluate
-from metazoo.leaderboard.standings import FAILURES, Identities
+from metazoo.leaderboard.standings import FAILURES, Identities, written_in
 from metazoo.leaderboard.suite import EvaluationPlan, Training
 from metazoo.progress import Message, Notes, QueueReporter, Reporter, listening
 from metazoo.records import Record, Status, append
@@ -225,7 +225,7 @@ def _write_down(job: Training, outcome: Outcome, plan: Plan) -> None:
             reason=outcome.text,
             config=config,
             data={which: identity for which, identity in there.items() if identity},
-            code=plan.identities.code[job.config.algorithm],
+            code=plan.identities.code[written_in(config)],
             target=target,
             episodes=plan.evaluation.episodes,
             episode_seed=plan.evaluation.seed,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metazoo import registry
 from metazoo.config import RunConfig, code_version, describe, resolve
 from metazoo.data.store import MANIFEST, Manifest, store_path
 from metazoo.errors import UserError
@@ -34,14 +33,15 @@ SETTLED: tuple[Status, ...] = ("done", "diverged", "incompatible")
 class Identities:
     """What the code of each method and the data sets prepared here are now; a record may be of others."""
 
-    code: Mapping[str, str]
+    code: Mapping[tuple[str, str], str]
+    """By method and the one it wraps, if it does."""
     data: Mapping[tuple[str, int], str]
     """By (data set, size); what is not prepared here is missing, and then not compared."""
 
     @classmethod
     def of(cls, suite: Suite, data_home: Path | None = None) -> Identities:
         """Those of a suite's methods and data sets; nothing is built or prepared for it."""
-        code = {row.entry.method: code_version(registry.algorithm(row.entry.method)) for row in suite.rows}
+        code = {written_in(describe(job.config)): code_version(job.config) for job in suite.trainings}
         data = {}
         for training in suite.trainings:
             for name in {suite.source, *training.targets}:
@@ -55,11 +55,16 @@ class Identities:
         """What the record was made with that is not what is here: any of code, training data, test data."""
         config = record.config
         there = {
-            "code": (record.code, self.code.get(config["algorithm"])),
+            "code": (record.code, self.code.get(written_in(config))),
             "training data": (record.data.get("source"), self.data.get((config["source"], config["size"]))),
             "test data": (record.data.get("target"), self.data.get((record.target, config["size"]))),
         }
         return tuple(what for what, (made, now) in there.items() if now is not None and made != now)
+
+
+def written_in(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What the code version of a stored config hangs on: its method, and the one that this wraps, if it does."""
+    return config["algorithm"], config["settings"].get("base", "")
 
 
 class Shelf:

@@ -21,7 +21,7 @@ from metazoo.records import Evaluation, Record, read
 HERE = Path(__file__).parent
 METHODS = ("golden_steady", "golden_slow", "golden_half", "golden_loud", "golden_late")
 IDENTITIES = Identities(
-    code=dict.fromkeys(METHODS, "0.1.0+new"), data={("cifar_fs", 32): "colour", ("omniglot", 32): "grey"}
+    code={(method, ""): "0.1.0+new" for method in METHODS}, data={("cifar_fs", 32): "colour", ("omniglot", 32): "grey"}
 )
 SKILL = {
     "Steady": 0.60,

@@ -1,0 +1,47 @@
+"""Methods that are made of another method: training-time companions of any gradient-based one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+from torch import Tensor
+
+from metazoo import registry
+from metazoo.algorithm import Algorithm
+from metazoo.episodes import Episodes
+from metazoo.schema import parse
+
+
+class Wrapper(Algorithm):
+    """A method around another one, its `base`, which alone is left at test.
+
+    `learn` is to be written; it asks the base with `self.base.learn(episodes, replace(outer, taps=..., masks=...))`.
+    """
+
+    class Settings(Algorithm.Settings):
+        base: str = "maml"
+        """The method that is wrapped."""
+        base_settings: dict[str, Any] = {}
+        """Its hyper-parameters; those not named take its defaults."""
+
+        @model_validator(mode="after")
+        def _complete_base_settings(self) -> Wrapper.Settings:
+            method = registry.algorithm(self.base)
+            parsed = parse(method.Settings, self.base_settings, f"base_settings ({self.base})")
+            object.__setattr__(self, "base_settings", parsed.model_dump(mode="json"))
+            return self
+
+    settings: Settings
+
+    def build(self) -> None:
+        self.base = registry.create(self.settings.base, self.backbone, self.settings.base_settings)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.base.predict(episodes)
+
+    @classmethod
+    def written_in(cls, settings: Algorithm.Settings) -> set[type[Algorithm]]:
+        assert isinstance(settings, cls.Settings)
+        base = registry.algorithm(settings.base)
+        return {cls} | base.written_in(parse(base.Settings, settings.base_settings, "base_settings"))
