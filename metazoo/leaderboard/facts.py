@@ -18,6 +18,10 @@ RULES: Mapping[Rule, str] = {
 """The selection rules in words."""
 
 INTERVAL = "95 % interval over episodes"
+
+_ALWAYS_TOLD = ("filters", "conv_bias", "activation", "norm_eps", "hidden")
+
+
 def facts(board: Leaderboard) -> dict[str, str]:
     """How the numbers came about, by topic; topics of which nothing is known are left out."""
     suite, plan = board.suite, board.suite.evaluation
@@ -61,9 +65,10 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def backbone_text(config: RunConfig) -> str:
-    """The network and its settings in one line."""
-    values = config.backbone.model_dump()
-    others = ", ".join(f"{key} {_value(value)}" for key, value in values.items() if key != "name")
+    """The network and its settings in one line; of the less common ones, those that are not the default."""
+    values, defaults = config.backbone.model_dump(), type(config.backbone)().model_dump()
+    told = {key: value for key, value in values.items() if key in _ALWAYS_TOLD or value != defaults[key]}
+    others = ", ".join(f"{key} {_value(value)}" for key, value in told.items() if key != "name")
     return f"{values['name']} ({others})" if others else str(values["name"])
 
 
@@ -95,6 +100,12 @@ def _budget(config: RunConfig) -> str:
     ]
     if training.schedule == "cosine":
         parts.append(f"annealed by cosine to {training.min_outer_lr:g}")
+    if training.schedule == "steps":
+        parts.append(f"times {training.decay:g} after epochs {_value(training.milestones)}")
+    if training.ways:
+        parts.append(f"training episodes of {training.ways} ways")
+    if training.legacy_restart_every:
+        parts.append(f"Adam made anew every {training.legacy_restart_every} iterations")
     if training.first_order_epochs:
         parts.append(f"first order for {training.first_order_epochs} epochs")
     if training.gradient_clamp:
