@@ -283,9 +283,12 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A stored config with the defaults of what configs have gained since; as it is where it cannot be read now."""
     try:
         read_again = parse(RunConfig, config, "record")
-        return describe(resolve(read_again, read_again.size or 0))
     except UserError:
         return config
+    try:
+        return describe(resolve(read_again, read_again.size or 0))
+    except UserError:  # of a method that is not known here
+        return describe(read_again)
 
 
 def _key(config: Mapping[str, Any], target: str, episodes: int, episode_seed: int) -> str:
