@@ -32,6 +32,7 @@ from metazoo.testing import Trace
 _FOLDER = Path(__file__).parent / "golden"
 _FILES = [json.loads((_FOLDER / f"{name}.json").read_text()) for name in ("maml_family", "other_methods")]
 CASES: dict[str, dict[str, Any]] = {name: case for file in _FILES for name, case in file.items()}
+_LAYERS = (("conv", "conv"), ("bn", "norm"))
 RELU = {"conv_bias": True, "activation": "relu"}
 """Backbone settings of `golden/other_methods.json`."""
 
@@ -58,8 +59,13 @@ def episodes(size: int = 16) -> Episodes:
 def build(name: str, settings: Mapping[str, Any], size: int = 16, **backbone: object) -> Algorithm:
     """The method of that name in float64 on the golden backbone, changed by `backbone`; its own networks not filled."""
     method = registry.algorithm(name)
-    network = Conv4((3, size, size), 3, Conv4.Settings(filters=4, **backbone)).double()
-    algorithm = method(network, method.Settings(**settings)).double()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # converted later, a learned rate of 0.05 would be off by 1.5e-8
+    try:
+        network = Conv4((3, size, size), 3, Conv4.Settings(filters=4, **backbone))
+        algorithm = method(network, method.Settings(**settings)).double()
+    finally:
+        torch.set_default_dtype(default)
     fill_backbone(algorithm.backbone)
     return algorithm
 
@@ -70,9 +76,6 @@ def backbone_names(backbone: Backbone) -> dict[str, str]:
     paths = {f"{place}.{kind}": f"{path}.{kind}" for place, path in places.items() for kind in ("weight", "bias")}
     present = {name for name, _ in backbone.named_parameters()}
     return {tensor: f"backbone.{path}" for tensor, path in paths.items() if path in present}
-
-
-_LAYERS = (("conv", "conv"), ("bn", "norm"))
 
 
 def fill_backbone(backbone: Backbone) -> None:
