@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metazoo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metazoo.algorithm import Algorithm
 
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", help="A plugin file whose methods to add.")]
 
@@ -23,34 +29,107 @@ def load_plugins(files: list[Path] | None) -> None:
 
 
 def list_methods(
-    name: Annotated[str | None, typer.Argument(help="One method, to see all about it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One method, to see all about it; `algorithms` for all of them.")
+    ] = None,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="What each learns and computes for a 5-way task, counted by running one."),
+    ] = False,
+    size: Annotated[int, typer.Option(help="With --cost: image side in pixels.")] = 84,
+    shots: Annotated[int, typer.Option(help="With --cost: support images per class.")] = 1,
+    filters: Annotated[int, typer.Option(help="With --cost: filters of the Conv4.")] = 48,
     plugin: PluginFiles = None,
 ) -> None:
-    """List the methods, or show one with its settings and its deviations from the paper."""
+    """List the methods, or show one with its settings, presets and deviations from the paper."""
     from rich.console import Console
-    from rich.table import Table
 
     from metazoo import registry
 
     load_plugins(plugin)
     console = Console()
-    if name is not None:
-        method = registry.algorithm(name)
-        console.print(f"[bold]{method.title}[/bold] ({method.name})\n{method.paper}\n", highlight=False)
-        console.print("Transductive: " + ("yes" if method.transductive else "no"), highlight=False)
-        settings = Table("setting", "default", box=None, padding=(0, 2, 0, 0))
-        for key, field in method.Settings.model_fields.items():
-            settings.add_row(key, str(field.default))
-        console.print(settings)
-        for number, deviation in enumerate(method.deviations, start=1):
-            console.print(f"Deviation {number}: {deviation}", highlight=False)
+    if name in (None, "algorithms"):
+        methods = registry.algorithms()
+        if cost:
+            _print_costs(console, methods, size, shots, filters)
+        else:
+            _print_methods(console, methods)
         return
+    method = registry.algorithm(name)
+    if cost:
+        _print_costs(console, {name: method}, size, shots, filters)
+    else:
+        _print_method(console, method)
+
+
+def _print_methods(console: Console, methods: Mapping[str, type[Algorithm]]) -> None:
+    from rich.table import Table
+
+    from metazoo import registry
+
     table = Table("name", "title", "paper", box=None, padding=(0, 2, 0, 0))
-    for key, method in registry.algorithms().items():
+    for key, method in methods.items():
         table.add_row(key, method.title, method.paper)
     console.print(table)
     for module, failure in registry.failures().items():
         console.print(f"[red]failed[/red] {module}: {failure}", highlight=False)
+
+
+def _print_method(console: Console, method: type[Algorithm]) -> None:
+    from rich.table import Table
+
+    from metazoo.presets import presets
+
+    console.print(f"[bold]{method.title}[/bold] ({method.name})\n{method.paper}\n", highlight=False)
+    console.print("Transductive: " + ("yes" if method.transductive else "no"), highlight=False)
+    if method.stops_gradient:
+        console.print(f"Held constant in its meta-gradient: {method.stops_gradient}", highlight=False)
+    settings = Table("setting", "default", box=None, padding=(0, 2, 0, 0))
+    for key, value in method.Settings().model_dump().items():
+        settings.add_row(key, str(value))
+    console.print(settings)
+    for key, preset in presets(method.name).items():
+        console.print(f"Preset {key}: {preset.about} Evidence: {preset.evidence}.", highlight=False)
+    for number, deviation in enumerate(method.deviations, start=1):
+        console.print(f"Deviation {number}: {deviation}", highlight=False)
+
+
+def _print_costs(console: Console, methods: Mapping[str, type[Algorithm]], size: int, shots: int, filters: int) -> None:
+    from rich.progress import track
+    from rich.table import Table
+
+    from metazoo.backbones import Conv4
+    from metazoo.cost import measure
+    from metazoo.errors import Incompatible
+
+    table = Table("method", box=None, padding=(0, 2, 0, 0))
+    headings = ("learned", "beside the network", "support passes", "query passes", "GFLOP training", "GFLOP test")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    refusals = []
+    for name, method in track(methods.items(), "counting", console=console, transient=True):
+        try:
+            cost = measure(method, None, Conv4.Settings(filters=filters), shots=shots, size=size)
+        except Incompatible as error:
+            refusals.append(f"{name}: {error}")
+            continue
+        table.add_row(
+            name,
+            f"{cost.parameters:,}",
+            f"{cost.own_parameters:,}",
+            str(cost.support_passes),
+            str(cost.query_passes),
+            f"{cost.training_gflop:.1f}",
+            f"{cost.test_gflop:.1f}",
+        )
+    console.print(
+        f"One 5-way {shots}-shot task with 15 queries a class, {size} pixels, Conv4 with {filters} filters; passes are "
+        "those of training. GFLOP: multiplications and additions of convolutions and matrix products.\n",
+        highlight=False,
+    )
+    console.print(table)
+    for refusal in refusals:
+        console.print(refusal, highlight=False)
 
 
 def new_algorithm(

@@ -27,6 +27,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="A YAML file with a run's config; options given beside it come first.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings as a paper or its code has them; `metazoo list METHOD` shows them.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, as YAML.")
     ] = None,
@@ -95,6 +98,12 @@ def train(
         },
     }
     values = merged(read_yaml(config) if config else {}, given)
+    if preset is not None:
+        from metazoo.presets import preset as named
+
+        if "algorithm" not in values:
+            raise UserError("A preset is one of a method's; name the method, as in `metazoo train maml --preset NAME`.")
+        values = merged(named(values["algorithm"], preset).values(values.get("shots", 1)), values)
     for key, how in (("algorithm", "a method, as in `metazoo train maml`"), ("source", "a data set: --source NAME")):
         if key not in values:
             raise UserError(f"Name {how}, or a --config that says it.")

@@ -16,10 +16,11 @@ from metazoo import registry
 from metazoo.config import RunConfig, resolve
 from metazoo.data.dataset import dataset
 from metazoo.errors import UserError, unknown
+from metazoo.presets import Preset, preset
 from metazoo.records import Rule
 from metazoo.schema import Strict, parse, read_yaml
 
-OWN = ("size", "normalisation", "backbone", "training", "rule")
+OWN = ("preset", "size", "normalisation", "backbone", "training", "rule")
 """What a method may have of its own in an as-published suite, and no method in a common one."""
 
 
@@ -29,6 +30,8 @@ class MethodEntry(Strict):
     method: str
     label: str = ""
     """What the row is called; the method's title by default."""
+    preset: str = ""
+    """Settings as a paper or its code has them, from which the keys below depart."""
     settings: dict[str, Any] = {}
     size: PositiveInt | None = None
     normalisation: Literal["none", "imagenet", "source"] | None = None
@@ -115,20 +118,27 @@ class Suite(Strict):
         label = entry.label or registry.algorithm(entry.method).title or entry.method
         cells = itertools.product(self.shots, self.seeds)
         configs = {(shots, seed): self._config(entry, label, shots, seed) for shots, seed in cells}
-        return Row(label, entry, entry.rule or self.evaluation.printed, configs)
+        rule = entry.rule or (_preset(entry).rule if entry.preset else None) or self.evaluation.printed
+        return Row(label, entry, rule, configs)
 
     def _config(self, entry: MethodEntry, label: str, shots: int, seed: int) -> RunConfig:
+        given = _preset(entry).values(shots) if entry.preset else {}
         values = {
             "algorithm": entry.method,
-            "settings": entry.settings,
+            "settings": {**given.get("settings", {}), **entry.settings},
             "source": self.source,
-            "size": entry.size or self.size,
-            "normalisation": entry.normalisation or self.normalisation,
+            "size": entry.size or given.get("size") or self.size,
+            "normalisation": entry.normalisation or given.get("normalisation") or self.normalisation,
             "ways": self.ways,
             "shots": shots,
             "queries": self.queries,
-            "backbone": _backbone(self.backbone, entry.backbone),
-            "training": {**self.training, **self.per_shots.get(shots, {}), **entry.training},
+            "backbone": _backbone(self.backbone, given.get("backbone", {}), entry.backbone),
+            "training": {
+                **self.training,
+                **self.per_shots.get(shots, {}),
+                **given.get("training", {}),
+                **entry.training,
+            },
             "seed": seed,
         }
         where = f"suite {self.name}, {label}" if entry.backbone or entry.training else f"suite {self.name}"
@@ -224,6 +234,10 @@ def _problems(suite: Suite) -> Iterator[str]:
     for label in labels:
         if labels.count(label) > 1:
             yield f"{labels.count(label)} rows are called '{label}'; give each a 'label' of its own."
+
+
+def _preset(entry: MethodEntry) -> Preset:
+    return preset(entry.method, entry.preset)
 
 
 def _backbone(*layers: Mapping[str, Any]) -> dict[str, Any]:
