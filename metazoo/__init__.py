@@ -13,23 +13,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from metazoo.algorithm import Algorithm, InnerLoop, Metric, Outcome, OuterGroup, Rates, surrogate
-    from metazoo.backbones import Backbone, Conv4, Mlp, ResNet12, Role
+    from metazoo.backbones import Backbone, Conv4, ConvBlock, Mlp, ResNet12, Role
     from metazoo.data.store import open_store
     from metazoo.episodes import Episodes, EpisodeSampler, EpisodeStream
     from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
     from metazoo.learner import Learner, TaskBatch, each_task, per_task
-    from metazoo.objectives import example_losses, task_losses
+    from metazoo.objectives import class_means, class_sums, example_losses, task_losses
     from metazoo.outer_step import OuterStep
     from metazoo.registry import load_plugin
     from metazoo.wrapper import Wrapper
 
 _HOMES = {
     "metazoo.algorithm": ("Algorithm", "InnerLoop", "Metric", "Outcome", "OuterGroup", "Rates", "surrogate"),
-    "metazoo.backbones": ("Backbone", "Conv4", "Mlp", "ResNet12", "Role"),
+    "metazoo.backbones": ("Backbone", "Conv4", "ConvBlock", "Mlp", "ResNet12", "Role"),
     "metazoo.episodes": ("Episodes", "EpisodeSampler", "EpisodeStream"),
     "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
     "metazoo.learner": ("Learner", "TaskBatch", "each_task", "per_task"),
-    "metazoo.objectives": ("example_losses", "task_losses"),
+    "metazoo.objectives": ("class_means", "class_sums", "example_losses", "task_losses"),
     "metazoo.outer_step": ("OuterStep",),
     "metazoo.registry": ("load_plugin",),
     "metazoo.wrapper": ("Wrapper",),
@@ -41,6 +41,7 @@ __all__ = [
     "Algorithm",
     "Backbone",
     "Conv4",
+    "ConvBlock",
     "Diverged",
     "EpisodeSampler",
     "EpisodeStream",
@@ -60,6 +61,8 @@ __all__ = [
     "TaskBatch",
     "UserError",
     "Wrapper",
+    "class_means",
+    "class_sums",
     "each_task",
     "example_losses",
     "load_plugin",

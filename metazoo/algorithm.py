@@ -76,6 +76,8 @@ class Algorithm(nn.Module, ABC):
     """Where this implementation departs from the paper, in order; cards number them."""
     stops_gradient: ClassVar[str] = ""
     """What the method itself holds constant in its meta-gradient; empty when the meta-gradient is the exact one."""
+    inert: ClassVar[tuple[str, ...]] = ()
+    """Meta-parameters, by name, whose meta-gradient is zero by structure; they are kept because the paper has them."""
     fixed_ways: ClassVar[bool] = True
     """Whether it can only be tested with as many ways as it was trained with, as a head of N outputs makes it."""
 

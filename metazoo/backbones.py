@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metazoo.errors import UserError
+from metazoo.errors import Incompatible, UserError
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
 from metazoo.schema import Strict
@@ -34,21 +34,18 @@ class Backbone(nn.Module):
     body: nn.Sequential
     head: nn.Module
 
-    def __init__(self, body: nn.Sequential, features: int, ways: int):
+    def __init__(self, body: nn.Sequential, features: int, ways: int, maps: tuple[int, int, int] | None = None):
         super().__init__()
         self.body = body
         self.head = Head(features, ways)
+        self.features = features
+        """Length D of a feature vector."""
+        self._maps = maps
         self._inserted: list[str] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs `[n, N]` of inputs `[n, ...]`."""
         return self.head(self.body(inputs))
-
-    @property
-    def features(self) -> int:
-        """Length D of a feature vector."""
-        assert isinstance(self.head, Head), "the head was dropped"
-        return self.head.in_features
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter and context by its name, read off the modules that own them, in module order."""
@@ -87,6 +84,16 @@ class Backbone(nn.Module):
     def drop_head(self) -> None:
         """Let the backbone end with its features, for methods that compare embeddings."""
         self.head = nn.Identity()
+
+    def keep_maps(self) -> tuple[int, int, int]:
+        """Let the body end with its maps `[n, C, H, W]`, not flattened; (C, H, W), for methods that compare maps.
+
+        Raises Incompatible for a body that has none.
+        """
+        if self._maps is None:
+            raise Incompatible("This method compares feature maps and this backbone has none; use conv4 or resnet12.")
+        self.body.flatten = nn.Identity()
+        return self._maps
 
 
 class Head(nn.Linear):
@@ -141,7 +148,7 @@ class Conv4(Backbone):
             body.add_module("average", nn.AdaptiveAvgPool2d(1))
             sides = [1, 1]
         body.add_module("flatten", nn.Flatten())
-        super().__init__(body, channels * math.prod(sides), ways)
+        super().__init__(body, channels * math.prod(sides), ways, maps=(channels, sides[0], sides[1]))
         self.apply(_initialise)
 
 
@@ -178,7 +185,7 @@ class ResNet12(Backbone):
             body.add_module(f"block{number}", ResidualBlock(widths[number - 1], widths[number], pool))
         body.add_module("average", nn.AdaptiveAvgPool2d(1))
         body.add_module("flatten", nn.Flatten())
-        super().__init__(body, widths[-1], ways)
+        super().__init__(body, widths[-1], ways, maps=(widths[-1], 1, 1))
         self.apply(_initialise)
 
 

@@ -170,10 +170,17 @@ def first_order_is_an_approximation(method: type[Algorithm]) -> str:
 
 
 def every_parameter_learns(method: type[Algorithm]) -> str:
-    """A meta-gradient reaches every meta-parameter."""
+    """A meta-gradient reaches every meta-parameter but those it declares inert, whose meta-gradient is zero."""
     gradients = trace(tiny_algorithm(method), tiny_episodes()).meta_gradients
-    missing = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
-    return f"no meta-gradient reaches {', '.join(missing)}" if missing else ""
+    missing = [
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or not (gradient.any() or name in method.inert)
+    ]
+    if missing:
+        return f"no meta-gradient reaches {', '.join(missing)}"
+    lively = [name for name in method.inert if gradients[name].abs().max() > TOLERANCE]  # type: ignore[union-attr]
+    return f"declares {', '.join(lively)} inert, but a meta-gradient reaches it" if lively else ""
 
 
 def transduction_is_declared(method: type[Algorithm]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from metazoo.errors import Incompatible
+
 
 def example_losses(outputs: Tensor, targets: Tensor) -> Tensor:
     """The loss of every example, `[T, n]`.
@@ -30,3 +32,26 @@ def scores(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.dtype.is_floating_point:
         return task_losses(outputs, targets)
     return (outputs.argmax(dim=-1) == targets).sum(dim=-1)
+
+
+def class_sums(values: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Sums `[T, N, ...]` of the values `[T, n, ...]` of each class's examples, given labels `[T, n]`.
+
+    Raises Incompatible for targets that are no labels.
+    """
+    return (_members(labels, ways).to(values.dtype).mT @ values.flatten(2)).unflatten(2, values.shape[2:])
+
+
+def class_means(values: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Means `[T, N, ...]` of the values `[T, n, ...]` of each class's examples, given labels `[T, n]`.
+
+    Raises Incompatible for targets that are no labels.
+    """
+    counts = _members(labels, ways).sum(dim=1)
+    return class_sums(values, labels, ways) / counts.view(*counts.shape, *[1] * (values.dim() - 2))
+
+
+def _members(labels: Tensor, ways: int) -> Tensor:
+    if labels.dtype.is_floating_point:
+        raise Incompatible("This method tells classes apart, and these tasks ask for numbers.")
+    return F.one_hot(labels, ways)

@@ -115,6 +115,13 @@ class DeadWeights(ANIL):
         self.unused = torch.nn.Parameter(torch.zeros(3))
 
 
+class FalselyInert(MAML):
+    """Calls a parameter inert that learns."""
+
+    name, title, paper = "inert", "Inert", "None."
+    inert = ("backbone.head.bias",)
+
+
 class Inductive(MAML):
     """Says that predictions do not depend on the other queries, on a backbone where they do."""
 
@@ -150,6 +157,7 @@ class Raises(MAML):
         (PositionOnly, contract.predicts_what_it_learns, "logits differ"),
         (DetachedSteps, contract.meta_gradient_is_exact, "by finite differences"),
         (DeadWeights, contract.every_parameter_learns, "no meta-gradient reaches unused"),
+        (FalselyInert, contract.every_parameter_learns, "declares backbone.head.bias inert, but a meta-gradient"),
         (Inductive, contract.transduction_is_declared, "declares transductive = False"),
         (KeepsGraph, contract.predicts_what_it_learns, "carry a graph"),
     ],
