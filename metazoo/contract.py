@@ -125,8 +125,9 @@ def adapts_what_it_declares(method: type[Algorithm]) -> str:
     roles, declared = algorithm.backbone.roles(), algorithm.adapts()
     adapted = trace(algorithm, tiny_episodes()).adapted
     moved = set()
-    for name, parameter in algorithm.backbone.named_parameters():
-        if name in adapted and not torch.equal(adapted[name], parameter.detach().expand_as(adapted[name])):
+    tensors = [*algorithm.backbone.named_parameters(), *algorithm.backbone.named_buffers()]  # contexts are buffers
+    for name, tensor in tensors:
+        if name in adapted and not torch.equal(adapted[name], tensor.detach().expand_as(adapted[name])):
             moved.add(roles[name])
     if extra := moved - declared:
         return f"moves the {', '.join(sorted(extra))} while declaring that only {', '.join(sorted(declared))} adapts"
