@@ -27,7 +27,7 @@ from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Backbone, Conv4
 from metazoo.episodes import Episodes
-from metazoo.testing import Trace
+from metazoo.testing import Trace, float64
 
 _FOLDER = Path(__file__).parent / "golden"
 _FILES = [json.loads((_FOLDER / f"{name}.json").read_text()) for name in ("maml_family", "other_methods")]
@@ -59,13 +59,10 @@ def episodes(size: int = 16) -> Episodes:
 def build(name: str, settings: Mapping[str, Any], size: int = 16, **backbone: object) -> Algorithm:
     """The method of that name in float64 on the golden backbone, changed by `backbone`; its own networks not filled."""
     method = registry.algorithm(name)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # converted later, a learned rate of 0.05 would be off by 1.5e-8
-    try:
-        network = Conv4((3, size, size), 3, Conv4.Settings(filters=4, **backbone))
-        algorithm = method(network, method.Settings(**settings)).double()
-    finally:
-        torch.set_default_dtype(default)
+    with float64():
+        algorithm = method(
+            Conv4((3, size, size), 3, Conv4.Settings(filters=4, **backbone)), method.Settings(**settings)
+        )
     fill_backbone(algorithm.backbone)
     return algorithm
 
