@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from metazoo import TaskBatch, per_task
+from metazoo import OuterGroup, TaskBatch, per_task
 from metazoo.algorithms.maml import MAML
 
 
@@ -14,6 +16,7 @@ class L2F(MAML):
     title = "L2F"
     paper = "Baik, Hong, Lee: Learning to Forget for Meta-Learning. CVPR 2020."
     stops_gradient = "the task embedding (mean support gradients)"
+    deviations = ()
 
     class Settings(MAML.Settings):
         differentiable_embedding: bool = False
@@ -25,6 +28,10 @@ class L2F(MAML):
         super().build()
         layers = len(self.rates)
         self.attenuator = nn.Sequential(nn.Linear(layers, layers), nn.ReLU(), nn.Linear(layers, layers), nn.Sigmoid())
+
+    def outer_groups(self) -> Sequence[OuterGroup]:
+        """The gradient clamp bounds the network and not the attenuator, as in the official code."""
+        return [OuterGroup(list(self.backbone.parameters())), OuterGroup(self.own_parameters(), clamped=False)]
 
     def begin(self, tasks: TaskBatch) -> None:
         """Scale each tensor by its factor in (0, 1), made from the mean of each tensor's support gradient."""

@@ -111,6 +111,11 @@ class Algorithm(nn.Module, ABC):
         """The meta-parameters in groups that the outer loop treats alike; by default one group of all."""
         return [OuterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What is meta-learned beside the backbone."""
+        inside = {id(parameter) for parameter in self.backbone.parameters()}
+        return [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in inside]
+
     @classmethod
     def written_in(cls, settings: Settings) -> set[type[Algorithm]]:
         """The methods whose code a run with these settings depends on."""

@@ -64,11 +64,10 @@ def measure(
             algorithm.learn(episodes).losses.sum().backward()
         with _Arithmetic() as test:
             algorithm.predict(episodes)
-    inside = {id(parameter) for parameter in algorithm.backbone.parameters()}
-    learned = [parameter for parameter in algorithm.parameters() if parameter.requires_grad]
-    own = sum(parameter.numel() for parameter in learned if id(parameter) not in inside)
+    learned = sum(parameter.numel() for parameter in algorithm.parameters() if parameter.requires_grad)
+    own = sum(parameter.numel() for parameter in algorithm.own_parameters())
     return Cost(
-        backbone_parameters=sum(parameter.numel() for parameter in learned) - own,
+        backbone_parameters=learned - own,
         own_parameters=own,
         support_passes=passes.count(ways * shots),
         query_passes=len(passes) - passes.count(ways * shots),

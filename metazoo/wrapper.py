@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
 from torch import Tensor
 
 from metazoo import registry
-from metazoo.algorithm import Algorithm
+from metazoo.algorithm import Algorithm, OuterGroup
 from metazoo.episodes import Episodes
 from metazoo.schema import parse
 
@@ -36,6 +37,15 @@ class Wrapper(Algorithm):
 
     def build(self) -> None:
         self.base = registry.create(self.settings.base, self.backbone, self.settings.base_settings)
+
+    def outer_groups(self) -> Sequence[OuterGroup]:
+        """Those of the base, and one of what the wrapper adds."""
+        groups = list(self.base.outer_groups())
+        covered = {id(parameter) for group in groups for parameter in group.parameters}
+        added = [
+            parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in covered
+        ]
+        return [*groups, OuterGroup(added)] if added else groups
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.base.predict(episodes)
