@@ -172,11 +172,13 @@ def first_order_is_an_approximation(method: type[Algorithm]) -> str:
 
 def every_parameter_learns(method: type[Algorithm]) -> str:
     """A meta-gradient reaches every meta-parameter but those it declares inert, whose meta-gradient is zero."""
-    gradients = trace(tiny_algorithm(method), tiny_episodes()).meta_gradients
+    algorithm, generator = tiny_algorithm(method), torch.Generator().manual_seed(0)
+    with torch.no_grad():  # at initial values, a layer of zeros holds back the gradient of those in front of it
+        for parameter in algorithm.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.01)
+    gradients = trace(algorithm, tiny_episodes()).meta_gradients
     missing = [
-        name
-        for name, gradient in gradients.items()
-        if gradient is None or not (gradient.any() or name in method.inert)
+        name for name, gradient in gradients.items() if gradient is None or not (gradient.any() or name in method.inert)
     ]
     if missing:
         return f"no meta-gradient reaches {', '.join(missing)}"
