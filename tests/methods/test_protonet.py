@@ -144,7 +144,7 @@ def test_training_with_more_ways_than_the_test(name: str, tiny_sets: None, tmp_p
     assert loss(4) != loss(None)
 
 
-@pytest.mark.parametrize("name", ["maml", "anil"])
+@pytest.mark.parametrize("name", ["maml", "hypermaml"])
 def test_a_method_with_a_head_refuses_other_ways(name: str, tiny_sets: None, tmp_path: Path) -> None:  # noqa: F811
     config = tiny.config(algorithm=name, settings={})
     config = config.model_copy(update={"training": config.training.model_copy(update={"ways": 4})})
