@@ -95,6 +95,16 @@ def test_the_cosine_does_not_shrink_to_nothing_for_a_zero_embedding() -> None:
         assert make(**settings).compare(support, labels, query, 3).isfinite().all()
 
 
+def test_an_opposite_embedding_counts_as_one_that_has_nothing_to_do_with_the_query() -> None:
+    query = torch.tensor([[[1.0, 0.0, 0.0]]], dtype=torch.float64)
+    support = torch.tensor([[[0.02, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    opposite, unrelated = (
+        make(**s).compare(support, torch.tensor([[0, 1, 2]]), query, 3)[0, 0, 1:] for s in ({}, BASIC)
+    )
+    same(opposite[0], opposite[1])
+    assert unrelated[0] < unrelated[1] - 0.5
+
+
 def test_full_context_depends_on_the_order_of_the_support() -> None:
     algorithm, task = make(**FULL), tiny_episodes()
     turned = replace(task, support_x=task.support_x.flip(1), support_y=task.support_y.flip(1))

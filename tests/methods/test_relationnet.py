@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from goldens import CASES, RELU, auxiliary, backbone_names, build, check_gradients, check_logits, check_losses, episodes
@@ -67,6 +69,14 @@ def test_sum_and_mean_are_the_same_with_one_shot_only() -> None:
         task = tiny_episodes(shots=shots)
         total, mean = (make(ENCODER, aggregation=how).predict(task) for how in ("sum", "mean"))
         assert torch.allclose(total, mean, atol=1e-12, rtol=0) == alike
+
+
+def test_the_mean_does_not_know_how_often_an_image_is_there() -> None:
+    task = tiny_episodes(shots=1)
+    doubled = replace(task, support_x=task.support_x.repeat(1, 2, 1, 1, 1), support_y=task.support_y.repeat(1, 2))
+    for how, alike in (("mean", True), ("sum", False)):
+        once, twice = (make(ENCODER, aggregation=how).predict(each) for each in (task, doubled))
+        assert torch.allclose(once, twice, atol=1e-10, rtol=0) == alike
 
 
 def test_the_relation_is_not_symmetric() -> None:
