@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from metazoo.errors import UserError
 from metazoo.files import replacing, write_text
@@ -33,8 +33,8 @@ class Entry(Strict):
     """Finished epochs."""
     iteration: int
     """Finished outer iterations."""
-    correct: int | None = None
-    """Correct predictions on the validation episodes, where they were scored."""
+    rank: float | None = Field(default=None, validation_alias=AliasChoices("rank", "correct"))
+    """How well it did on the validation episodes, where they were scored: the best is the highest."""
 
 
 class Index(Strict):
@@ -72,19 +72,19 @@ class Checkpoints:
         epoch: int,
         iteration: int,
         metrics_bytes: int,
-        candidate: tuple[Mapping[str, Any], int] | None = None,
+        candidate: tuple[Mapping[str, Any], float] | None = None,
         keep: int = 1,
     ) -> None:
-        """Save `state` as the last one, and `candidate` (weights, correct predictions) if it is among the `keep` best.
+        """Save `state` as the last one, and `candidate` (weights, rank) if it is among the `keep` of highest rank.
 
         Of two equally good epochs the earlier one is the better.
         """
         best = self.index.best
         if candidate is not None:
-            weights, correct = candidate
-            ahead = [entry for entry in best if entry.correct is not None and entry.correct >= correct]
+            weights, rank = candidate
+            ahead = [entry for entry in best if entry.rank is not None and entry.rank >= rank]
             if len(ahead) < keep:
-                new = self._write("weights", weights, epoch, iteration, correct)
+                new = self._write("weights", weights, epoch, iteration, rank)
                 best = [*ahead, new, *best[len(ahead) :]][:keep]
         last = self._write("last", state, epoch, iteration, None)
         index = Index(last=last, best=best, metrics_bytes=metrics_bytes)
@@ -110,7 +110,7 @@ class Checkpoints:
             if path.name not in named and _OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
-    def _write(self, kind: str, state: Mapping[str, Any], epoch: int, iteration: int, correct: int | None) -> Entry:
+    def _write(self, kind: str, state: Mapping[str, Any], epoch: int, iteration: int, rank: float | None) -> Entry:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getvalue()
@@ -119,7 +119,7 @@ class Checkpoints:
         name = f"{kind}-{iteration:08d}-{digest[:8]}.pt"
         with replacing(self.folder / name) as file:
             file.write(content)
-        return Entry(file=name, sha256=digest, epoch=epoch, iteration=iteration, correct=correct)
+        return Entry(file=name, sha256=digest, epoch=epoch, iteration=iteration, rank=rank)
 
 
 _REMEDY = "put the file back, or delete the run's folder to train anew"

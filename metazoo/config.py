@@ -61,7 +61,7 @@ class RunConfig(Strict):
     source: str
     """The data set trained on."""
     size: PositiveInt | None = None
-    """Image side in pixels; the data set's own size by default."""
+    """Image side in pixels; the data set's own size by default, none where there are no images."""
     normalisation: Literal["none", "imagenet", "source"] = "none"
     """`none` leaves pixels in [0, 1]; `source` standardises with the source's training split, also on other targets."""
     ways: PositiveInt = 5
@@ -73,7 +73,7 @@ class RunConfig(Strict):
     seed: NonNegativeInt = 0
 
 
-def resolve(config: RunConfig, default_size: int) -> RunConfig:
+def resolve(config: RunConfig, default_size: int | None) -> RunConfig:
     """The same config with every default written out, so that what is stored says all; refuses unknown settings."""
     method = registry.algorithm(config.algorithm)
     settings = parse(method.Settings, config.settings, f"settings of {config.algorithm}")

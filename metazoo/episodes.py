@@ -246,6 +246,8 @@ class EpisodeStream:
         if _identity(sampler.split) != _identity(table.split):
             raise ValueError("The sampler and the image table belong to different splits.")
         self.sampler, self.table = sampler, table
+        self.queries = sampler.ways * sampler.queries
+        """Query images of an episode."""
 
     def batch(self, start: int, count: int) -> Episodes:
         """Episodes `start` to `start + count - 1`, as `EpisodeSampler.rows` names them; their images in one gather."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -10,22 +11,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from metazoo import assembly, hardware, records
+from metazoo import assembly, hardware, objectives, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import code_version, describe
-from metazoo.data.store import open_store
-from metazoo.episodes import Episodes, EpisodeStream
-from metazoo.errors import UserError, unknown
+from metazoo.data.dataset import dataset
+from metazoo.domains import Stream, open_domain
+from metazoo.episodes import Episodes
+from metazoo.errors import Diverged, UserError, unknown
+from metazoo.measures import ACCURACY, Measure
 from metazoo.progress import Reporter
-from metazoo.records import Evaluation, Interval, Record, Rule
+from metazoo.records import AnyEvaluation, ErrorEvaluation, Evaluation, Interval, Record, Rule
 from metazoo.run import Run, now
 from metazoo.statistics import episode_interval, query_interval
 
 RULES: tuple[Rule, ...] = ("last", "best", "ensemble")
 
-GPU_TASKS = 32
-"""Tasks a GPU adapts in one pass unless told otherwise; halved until they fit."""
+STACKED_TASKS = 32
+"""Tasks adapted in one pass unless told otherwise, where stacking pays; halved until they fit."""
 
 GATHER_TASKS = 16
 """Episodes gathered at a time, at least: gathering few at a time costs more."""
@@ -48,13 +51,13 @@ def evaluate(
 ) -> Record:
     """Score a finished run on the test episodes of `target` (its source by default), under each selection rule.
 
-    `last` takes the weights after the last epoch, `best` those with the highest validation accuracy; `ensemble` is the
-    mean of the raw query logits of the best ones (as many as the run kept), each adapted by itself. The record is
+    `last` takes the weights after the last epoch, `best` those that were best in validation; `ensemble` is the mean of
+    the raw query outputs of the best ones (as many as the run kept), each adapted by itself. The record is
     appended to the run's records, too; one that is there already, of the same target, episodes, data and code, is
     returned as it is.
 
     Raises UserError for a run that is not finished, a damaged checkpoint, or a data set the run cannot be tested on;
-    OutOfMemory where the device's memory does not suffice.
+    OutOfMemory where the device's memory does not suffice; Diverged where a prediction is not a number.
     """
     reporter = reporter or Reporter()
     if run.state == "diverged":
@@ -68,11 +71,17 @@ def evaluate(
     code = code_version(config)
     if code != run.code:
         reporter.note(f"{run.name} was trained with the code {run.code} and is evaluated with {code}.")
-    store = open_store(target, config.size, home=data_home)
-    data = {"source": run.data, "target": store.manifest.identity}
+    inputs = run.provenance.inputs
+    if dataset(target).kind != inputs.kind:
+        raise UserError(
+            f"{run.name} was trained on {inputs.kind} ({config.source}) and {target} is a data set of "
+            f"{dataset(target).kind}; evaluate it on {inputs.kind}."
+        )
+    domain = open_domain(target, config.size, home=data_home)
+    data = {"source": run.data, "target": domain.identity}
     if target == config.source and data["target"] != run.data:
         raise UserError(
-            f"The packed {store.manifest.title} is not the one that {run.folder} was trained on, so its test classes "
+            f"The packed {domain.title} is not the one that {run.folder} was trained on, so its test classes "
             "may have been seen; train anew, or prepare the data set as it was."
         )
     for record in records.read([run.records] if run.records.exists() else []):
@@ -83,9 +92,7 @@ def evaluate(
             rules = known_rules([*rules, *record.evaluations])
 
     place = hardware.choose(device)
-    channels, standard = run.provenance.channels, (run.provenance.mean, run.provenance.std)
-    standard_of_run = assembly.moments(config, channels, standard)
-    stream = assembly.episodes(config, store, "test", episode_seed, place, channels, standard_of_run)
+    stream = domain.episodes(config, "test", episode_seed, place, inputs)
     chosen = {rule: _choose(run, rule) for rule in rules}
     # One model for each epoch, however many rules chose it.
     entries = {entry.epoch: entry for rule in rules for entry in chosen[rule]}
@@ -94,9 +101,14 @@ def evaluate(
     started = time.perf_counter()
     memory = hardware.memory_sentences(place, f"evaluating {run.name}", "lower tasks_per_pass, which changes no result")
     with reporter.stage(f"evaluating on {target}", episodes) as stage, memory:
-        correct = count_correct(committees, stream, episodes, place, tasks_per_pass, stage.update)
+        scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update)
     seconds = time.perf_counter() - started
-    queries = config.ways * config.queries
+    evaluations = {
+        rule: evaluation(domain.measure, scores[rule], stream.queries, [entry.epoch for entry in chosen[rule]])
+        for rule in rules
+    }
+    if not all(math.isfinite(found.interval.mean) for found in evaluations.values()):
+        raise Diverged(f"Predictions of {run.name} on {target} are not numbers; lower the method's inner rate.")
     record = Record(
         run=run.name,
         config=dict(describe(config)),
@@ -105,15 +117,8 @@ def evaluate(
         target=target,
         episodes=episodes,
         episode_seed=episode_seed,
-        queries_per_episode=queries,
-        evaluations={
-            rule: Evaluation(
-                accuracy=interval(correct[rule], queries),
-                correct=correct[rule],
-                epochs=[entry.epoch for entry in chosen[rule]],
-            )
-            for rule in rules
-        },
+        queries_per_episode=stream.queries,
+        evaluations=evaluations,
         batch_norm=batch_norm(next(iter(models.values()))),
         parameters=summary.parameters,
         command=command or run.provenance.command,
@@ -137,33 +142,42 @@ def known_rules(names: Sequence[str]) -> list[Rule]:
     return [rule for rule in RULES if rule in names]
 
 
-def interval(correct: Sequence[int], queries: int) -> Interval:
-    """Mean accuracy over episodes of `queries` query predictions each, with both of its 95 % half-widths."""
-    mean = sum(correct) / (len(correct) * queries)
+def evaluation(measure: Measure, scores: Sequence[float], queries: int, epochs: list[int]) -> AnyEvaluation:
+    """What goes into a record: the scores of the episodes, of `queries` query examples each, and their mean."""
+    if measure is ACCURACY:
+        correct = [int(score) for score in scores]
+        return Evaluation(accuracy=interval(correct, queries), correct=correct, epochs=epochs)
+    errors = [float(f"{score:.6g}") for score in scores]
+    return ErrorEvaluation(error=interval(errors, queries, measure), errors=errors, epochs=epochs)
+
+
+def interval(scores: Sequence[float], queries: int, measure: Measure = ACCURACY) -> Interval:
+    """Mean over episodes of `queries` query examples each, with the 95 % half-widths that there are of it."""
+    mean = measure.mean(sum(scores), len(scores), queries)
     return Interval(
         mean=mean,
-        over_episodes=episode_interval([count / queries for count in correct]),
-        over_queries=query_interval(mean, len(correct) * queries),
+        over_episodes=episode_interval(measure.values(scores, queries)),
+        over_queries=query_interval(mean, len(scores) * queries) if measure is ACCURACY else None,
     )
 
 
-def count_correct(
+def episode_scores(
     committees: Mapping[Key, Sequence[Algorithm]],
-    stream: EpisodeStream,
+    stream: Stream,
     episodes: int,
     device: torch.device,
     tasks_per_pass: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
-) -> dict[Key, list[int]]:
-    """Correct query predictions of each committee on each of the first `episodes` episodes of a stream.
+) -> dict[Key, list[float]]:
+    """The score (`objectives.scores`) of each committee on each of the first `episodes` episodes of a stream.
 
-    A committee predicts by the mean of its members' raw logits; a model that is in several of them adapts once. Torch's
-    global generators are left as they were. `progress` is called with the number of episodes done and may raise.
+    A committee predicts by the mean of its members' raw outputs; a model that is in several adapts once. Torch's global
+    generators are left as they were. `progress` is called with the number of episodes done and may raise.
     """
     models = {id(model): model for members in committees.values() for model in members}
     modes = {key: model.training for key, model in models.items()}
-    size = hardware.tasks_at_once(tasks_per_pass, device, GPU_TASKS)
-    counts: dict[Key, list[Tensor]] = {key: [] for key in committees}
+    size = hardware.tasks_at_once(tasks_per_pass, device, STACKED_TASKS, nn.ModuleList(models.values()))
+    scores: dict[Key, list[Tensor]] = {key: [] for key in committees}
     done = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -173,21 +187,21 @@ def count_correct(
             while done < episodes:
                 batch = stream.batch(done, min(max(size, GATHER_TASKS), episodes - done))
                 try:
-                    logits = {key: _logits(model, batch, size) for key, model in models.items()}
+                    outputs = {key: _outputs(model, batch, size) for key, model in models.items()}
                 except RuntimeError as error:
                     if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
                         raise
                     size //= 2
                     continue
                 for committee, members in committees.items():
-                    mean = torch.stack([logits[id(model)] for model in members]).mean(dim=0)
-                    counts[committee].append((mean.argmax(dim=-1) == batch.query_y).sum(dim=-1))
+                    mean = torch.stack([outputs[id(model)] for model in members]).mean(dim=0)
+                    scores[committee].append(objectives.scores(mean, batch.query_y))
                 done += len(batch)
                 progress(done)
         finally:
             for key, model in models.items():
                 model.train(modes[key])
-    return {committee: torch.cat(parts).tolist() for committee, parts in counts.items()}
+    return {committee: torch.cat(parts).tolist() for committee, parts in scores.items()}
 
 
 def batch_norm(model: nn.Module) -> str:
@@ -200,7 +214,7 @@ def batch_norm(model: nn.Module) -> str:
     return "batch statistics, of support and query sets each by itself"
 
 
-def _logits(model: Algorithm, batch: Episodes, size: int) -> Tensor:
+def _outputs(model: Algorithm, batch: Episodes, size: int) -> Tensor:
     return torch.cat([model.predict(part).detach() for part in batch.chunks(size)])
 
 
@@ -215,7 +229,7 @@ def _choose(run: Run, rule: Rule) -> list[Entry]:
 def _restore(run: Run, entry: Entry, device: torch.device) -> Algorithm:
     """The run's method with the weights of a checkpoint."""
     with torch.random.fork_rng(devices=[]):
-        model = assembly.build(run.config, run.provenance.channels)
+        model = assembly.build(run.config, run.provenance.inputs)
     load_weights(model, run.checkpoints.load(entry)["model"], run)
     return model.to(device)
 

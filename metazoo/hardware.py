@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import metazoo
 from metazoo.errors import OutOfMemory, UserError
@@ -40,10 +41,14 @@ def choose(name: str) -> torch.device:
     return device
 
 
-def tasks_at_once(tasks_per_pass: int | None, device: torch.device, automatic: int) -> int:
-    """How many tasks one pass stacks: as asked, else 1 on a CPU (stacking does not pay there), else `automatic`."""
+def tasks_at_once(tasks_per_pass: int | None, device: torch.device, automatic: int, network: nn.Module) -> int:
+    """How many tasks one pass stacks: as asked, else `automatic`; but 1 on a CPU if the network has convolutions.
+
+    Of several tasks they are grouped convolutions, which do not pay there.
+    """
     if tasks_per_pass is None:
-        return automatic if device.type == "cuda" else 1
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in network.modules())
+        return 1 if convolves and device.type == "cpu" else automatic
     if tasks_per_pass < 1:
         raise UserError(f"A pass needs at least one task; tasks_per_pass is {tasks_per_pass}.")
     return tasks_per_pass

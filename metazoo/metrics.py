@@ -14,6 +14,8 @@ CURVES = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
     "validation_accuracy": "accuracy/validation",
+    "train_error": "error/train",
+    "validation_error": "error/validation",
     "outer_lr": "outer_lr",
     "tasks_per_second": "tasks_per_second",
 }
@@ -53,7 +55,8 @@ class MetricsLog:
             os.fsync(file.fileno())
             self.position = file.tell()
         for key, curve in CURVES.items():
-            self._board.add_scalar(curve, line[key], line["iteration"])
+            if key in line:
+                self._board.add_scalar(curve, line[key], line["iteration"])
         self._board.flush()
 
     def close(self) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from metazoo import assembly, hardware
+from metazoo import assembly, hardware, objectives
 from metazoo.backbones import parameter_count
 from metazoo.config import RunConfig, TrainingSettings
-from metazoo.data.store import Store
+from metazoo.domains import Domain
 from metazoo.errors import Diverged
-from metazoo.evaluation import count_correct, interval, load_weights
+from metazoo.evaluation import episode_scores, interval, load_weights
 from metazoo.metrics import MetricsLog
 from metazoo.outer_step import OuterStep
 from metazoo.progress import Reporter, Stage
@@ -26,7 +26,7 @@ CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written this often inside an epoch; at an epoch's end there always is one."""
 
 LOOK_SECONDS = 0.5
-"""Loss and accuracy are read from the device this often: each reading waits for all the work that is queued there."""
+"""Loss and score are read from the device this often: each reading waits for all the work that is queued there."""
 
 
 def outer_lr(settings: TrainingSettings, epoch: int) -> float:
@@ -76,25 +76,23 @@ class Trainer:
     """A training under way: model, optimiser, episodes, and how far it has come."""
 
     def __init__(
-        self, config: RunConfig, store: Store, device: torch.device, tasks_per_pass: int | None, reporter: Reporter
+        self, config: RunConfig, domain: Domain, device: torch.device, tasks_per_pass: int | None, reporter: Reporter
     ):
         self.settings = config.training
         self.device = device
         self.reporter = reporter
         self.asked_tasks_per_pass = tasks_per_pass
-        self.tasks_per_pass = hardware.tasks_at_once(tasks_per_pass, device, self.settings.meta_batch)
-        channels = store.manifest.channels
-        standard = assembly.moments(config, channels, (store.manifest.mean, store.manifest.std))
-        self.model = assembly.build(config, channels).to(device)
-        self.stream = assembly.episodes(config, store, "train", config.seed, device, channels, standard)
+        self.measure = domain.measure
+        self.model = assembly.build(config, domain.inputs).to(device)
+        self.tasks_per_pass = hardware.tasks_at_once(tasks_per_pass, device, self.settings.meta_batch, self.model)
+        self.stream = domain.episodes(config, "train", config.seed, device, domain.inputs)
         # The validation episodes are the same for every seed.
-        self.validation = assembly.episodes(config, store, "val", 0, device, channels, standard)
+        self.validation = domain.episodes(config, "val", 0, device, domain.inputs)
         self.groups = self.model.outer_groups()
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.optimizer = self._new_optimizer()
-        self.ways, self.queries = config.ways, config.ways * config.queries
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.score_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.iteration = 0
         """Finished outer iterations."""
         self.epoch = 0
@@ -179,7 +177,7 @@ class Trainer:
             outcome = self.model.learn(part, outer)
             (outcome.losses.sum() * scale).backward()
             self.loss_sum += outcome.losses.detach().sum()
-            self.correct += (outcome.logits.detach().argmax(dim=-1) == part.query_y).sum()
+            self.score_sum += objectives.scores(outcome.logits.detach(), part.query_y).sum()
         for group in self.groups:
             if group.clamped and settings.gradient_clamp is not None:
                 torch.nn.utils.clip_grad_value_(group.parameters, settings.gradient_clamp)
@@ -196,16 +194,15 @@ class Trainer:
             held["lr"] = outer_lr(self.settings, self.epoch) * group.rate(outer)
 
     def _look(self, stage: Stage, tasks_per_second: float) -> None:
-        loss, accuracy = self._averages()
+        loss, value = self._averages()
         if not math.isfinite(loss):
             raise self._diverged()
-        stage.update(self.iteration, {"loss": loss, "accuracy": accuracy, "tasks/s": tasks_per_second})
+        stage.update(self.iteration, {"loss": loss, self.measure.name: value, "tasks/s": tasks_per_second})
 
     def _averages(self) -> tuple[float, float]:
-        """Mean loss and accuracy of this epoch's tasks so far; waits for the device."""
+        """Mean loss, and accuracy or error, of this epoch's tasks so far; waits for the device."""
         tasks = max(1, (self.iteration - self.epoch * self.settings.iterations_per_epoch) * self.settings.meta_batch)
-        queries = self.queries * (self.settings.ways or self.ways) // self.ways
-        return self.loss_sum.item() / tasks, self.correct.item() / (tasks * queries)
+        return self.loss_sum.item() / tasks, self.measure.mean(self.score_sum.item(), tasks, self.stream.queries)
 
     def _check_finite(self) -> None:
         """Raise Diverged unless the epoch's losses and all meta-parameters are numbers."""
@@ -217,11 +214,12 @@ class Trainer:
     def _diverged(self) -> Diverged:
         kept = f"checkpoints up to epoch {self.epoch} are kept" if self.epoch else "no epoch was finished"
         return Diverged(
-            f"Training diverged in epoch {self.epoch + 1}: by iteration {self.iteration} the loss or a meta-parameter "
-            f"was not a number ({kept}). Lower outer_lr or the method's inner rate, or set gradient_clamp."
+            f"Training diverged in epoch {self.epoch + 1}: by iteration {self.iteration} the loss, a "
+            f"meta-parameter or a validation error was not a number ({kept}). "
+            "Lower outer_lr or the method's inner rate, or set gradient_clamp."
         )
 
-    def _validate(self, stop: StopRequest) -> list[int]:
+    def _validate(self, stop: StopRequest) -> list[float]:
         begun = time.perf_counter()
         episodes = self.settings.validation_episodes
         with self.reporter.stage("validation", episodes) as stage:
@@ -233,14 +231,16 @@ class Trainer:
 
             committees = {"validation": [self.model]}
             asked = self.asked_tasks_per_pass
-            correct = count_correct(committees, self.validation, episodes, self.device, asked, progress)["validation"]
+            scores = episode_scores(committees, self.validation, episodes, self.device, asked, progress)["validation"]
         self.epoch_validation_seconds = time.perf_counter() - begun
-        return correct
+        return scores
 
-    def _end_epoch(self, correct: list[int]) -> None:
-        settings = self.settings
-        loss, accuracy = self._averages()
-        scored = interval(correct, self.queries)
+    def _end_epoch(self, scores: list[float]) -> None:
+        settings, measure = self.settings, self.measure.name
+        loss, value = self._averages()
+        scored = interval(scores, self.validation.queries, self.measure)
+        if not math.isfinite(scored.mean):
+            raise self._diverged()
         rate = settings.iterations_per_epoch * settings.meta_batch / max(self.epoch_seconds, 1e-9)
         self.epoch += 1
         self.log.write(
@@ -248,8 +248,8 @@ class Trainer:
                 "epoch": self.epoch,
                 "iteration": self.iteration,
                 "train_loss": loss,
-                "train_accuracy": accuracy,
-                "validation_accuracy": scored.mean,
+                f"train_{measure}": value,
+                f"validation_{measure}": scored.mean,
                 "validation_interval": scored.over_episodes,
                 "outer_lr": outer_lr(settings, self.epoch - 1),
                 "tasks_per_second": round(rate, 3),
@@ -261,10 +261,10 @@ class Trainer:
         self.validation_seconds += self.epoch_validation_seconds
         self.epoch_seconds = 0.0
         self.loss_sum.zero_()
-        self.correct.zero_()
-        self._write_checkpoint(sum(correct))
+        self.score_sum.zero_()
+        self._write_checkpoint(self.measure.sign * sum(scores))
 
-    def _write_checkpoint(self, validated: int | None = None) -> None:
+    def _write_checkpoint(self, validated: float | None = None) -> None:
         weights = {"model": self.model.state_dict()}
         self.checkpoints.save(
             {**weights, **self._state()},
@@ -281,7 +281,7 @@ class Trainer:
             "iteration": self.iteration,
             "epoch": self.epoch,
             "loss_sum": self.loss_sum,
-            "correct": self.correct,
+            "score_sum": self.score_sum,
             "seconds": [self.epoch_seconds, self.training_seconds, self.validation_seconds],
             "peak_memory_mb": self._peak(),
             "generator": torch.get_rng_state(),
@@ -295,7 +295,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.epoch = state["iteration"], state["epoch"]
         self.loss_sum = state["loss_sum"].to(self.device)
-        self.correct = state["correct"].to(self.device)
+        self.score_sum = state["score_sum" if "score_sum" in state else "correct"].to(self.device, torch.float64)
         self.epoch_seconds, self.training_seconds, self.validation_seconds = state["seconds"]
         self.peak_memory_mb = state["peak_memory_mb"]
         torch.set_rng_state(state["generator"])

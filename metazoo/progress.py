@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMATS = {"loss": "{:.3f}", "accuracy": "{:.1%}", "tasks/s": "{:.1f}"}
+FORMATS = {"loss": "{:.3f}", "accuracy": "{:.1%}", "error": "{:.3f}", "tasks/s": "{:.1f}"}
 """How the known figures are printed; others print with three significant digits."""
 
 

@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
 
 from metazoo.errors import UserError
+from metazoo.measures import ACCURACY, SQUARED_ERROR, Measure
 from metazoo.schema import Strict, parse
 
 Rule = Literal["last", "best", "ensemble"]
@@ -16,23 +19,71 @@ Status = Literal["done", "diverged", "out of memory", "error", "interrupted", "i
 
 
 class Interval(Strict):
-    """A mean in [0, 1] with its two half-widths at 95 %, which mean different things and never share a column."""
+    """A mean with its half-widths at 95 %, which mean different things and never share a column."""
 
     mean: float
     over_episodes: float
     """Student-t interval of the mean over episodes."""
-    over_queries: float
-    """Binomial interval over all query predictions, 1.96 sqrt(p (1 - p) / n), as CxGrad prints."""
+    over_queries: float | None = None
+    """Binomial interval over all query predictions, 1.96 sqrt(p (1 - p) / n), as CxGrad prints; of an accuracy only."""
 
 
 class Evaluation(Strict):
-    """What one selection rule scored on the fixed test episodes."""
+    """What one selection rule scored on the fixed test episodes, by accuracy."""
 
     accuracy: Interval
     correct: list[int]
     """Correct query predictions of each episode, in the order of the fixed episode list."""
     epochs: list[int]
     """The epochs (from 1) whose checkpoints the rule chose."""
+
+    @property
+    def measure(self) -> Measure:
+        return ACCURACY
+
+    @property
+    def interval(self) -> Interval:
+        """The mean over episodes."""
+        return self.accuracy
+
+    @property
+    def scores(self) -> list[int]:
+        """What `measure` makes values of."""
+        return self.correct
+
+
+class ErrorEvaluation(Strict):
+    """What one selection rule scored on the fixed test episodes, by squared error."""
+
+    error: Interval
+    errors: list[float]
+    """Mean squared error of each episode to six digits, in the order of the fixed episode list."""
+    epochs: list[int]
+    """The epochs (from 1) whose checkpoints the rule chose."""
+
+    @property
+    def measure(self) -> Measure:
+        return SQUARED_ERROR
+
+    @property
+    def interval(self) -> Interval:
+        """The mean over episodes."""
+        return self.error
+
+    @property
+    def scores(self) -> list[float]:
+        """What `measure` makes values of."""
+        return self.errors
+
+
+def _measured_by(values: Any) -> str:
+    by_error = isinstance(values, ErrorEvaluation) or (isinstance(values, dict) and "error" in values)
+    return (SQUARED_ERROR if by_error else ACCURACY).name
+
+
+AnyEvaluation = Annotated[
+    Annotated[Evaluation, Tag("accuracy")] | Annotated[ErrorEvaluation, Tag("error")], Discriminator(_measured_by)
+]
 
 
 class Record(Strict):
@@ -54,7 +105,7 @@ class Record(Strict):
     episodes: int = 0
     episode_seed: int = 0
     queries_per_episode: int = 0
-    evaluations: dict[Rule, Evaluation] = {}
+    evaluations: dict[Rule, AnyEvaluation] = {}
     batch_norm: str = ""
     """Whose statistics batch normalisation used, in words."""
     parameters: int = 0

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import Field, model_validator
 
 from metazoo import metrics
 from metazoo.checkpoint import Checkpoints
 from metazoo.config import RunConfig, identity
+from metazoo.data.inputs import Inputs
 from metazoo.errors import UserError
 from metazoo.files import write_text
 from metazoo.schema import Model, Strict, parse, read_yaml
@@ -42,13 +44,20 @@ class Provenance(Strict):
     data: str
     """Identity of the source's manifest."""
     code: str
-    channels: int
-    mean: list[float]
-    """Of the source's training split, per channel, in [0, 1]."""
-    std: list[float]
+    inputs: Inputs = Field(discriminator="kind")
+    """What its network is fed."""
     command: str = ""
     created: str = ""
     """UTC, ISO 8601."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _images_were_all_there_was(cls, values: Any) -> Any:
+        """Runs from before there were other inputs say what their images are like on the first level."""
+        if isinstance(values, dict) and "channels" in values:
+            images = {"kind": "images"} | {key: values.get(key) for key in ("channels", "mean", "std")}
+            values = {key: value for key, value in values.items() if key not in images} | {"inputs": images}
+        return values
 
 
 class Standing(Strict):

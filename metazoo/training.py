@@ -10,7 +10,7 @@ import torch
 
 from metazoo import hardware
 from metazoo.config import RunConfig, code_version, identity, resolve, run_name
-from metazoo.data.store import open_store
+from metazoo.domains import open_domain
 from metazoo.errors import Diverged, OutOfMemory, UserError
 from metazoo.outer_loop import Stopped, StopRequest, Trainer
 from metazoo.progress import Reporter
@@ -33,8 +33,9 @@ def train(
 ) -> Run:
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
-    `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch on a GPU and 1 on a CPU. It changes
-    memory and speed, and the result only by rounding. What cannot work is refused before anything is written.
+    `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch, but on a CPU 1 if the network has
+    convolutions. It changes memory and speed, and the result only by rounding. What cannot work is refused before
+    anything is written.
 
     Raises:
         UserError: for a config, data set or folder that cannot be used.
@@ -43,9 +44,9 @@ def train(
         OutOfMemory: when the device's memory does not suffice; the run is marked and can go on with other options.
         Interrupted: on SIGINT or SIGTERM (in the main thread), after saving.
     """
-    store = open_store(config.source, config.size, home=data_home)
-    config = resolve(config, store.manifest.size)
-    data, code = store.manifest.identity, code_version(config)
+    domain = open_domain(config.source, config.size, home=data_home)
+    config = resolve(config, domain.size)
+    data, code = domain.identity, code_version(config)
     folder = Path(home) / run_name(config, data, code)
     run = None
     if Run.exists(folder):
@@ -59,16 +60,13 @@ def train(
     place = hardware.choose(device)
     # The caller's random numbers are left as they were.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        trainer = Trainer(config, store, place, tasks_per_pass, reporter or Reporter())
+        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter())
         if run is None:
-            manifest = store.manifest
             provenance = Provenance(
                 identity=identity(config, data, code),
                 data=data,
                 code=code,
-                channels=manifest.channels,
-                mean=list(manifest.mean),
-                std=list(manifest.std),
+                inputs=domain.inputs,
                 command=command,
                 created=now(),
             )

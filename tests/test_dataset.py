@@ -11,11 +11,12 @@ import pytest
 from archives import encoded, python2_pickle, write_folder, write_tar, write_zip
 from PIL import Image
 
-from metazoo.data.dataset import Count, DataSet, dataset, datasets, read_splits
+from metazoo.data.dataset import Count, DataSet, dataset, datasets, image_set, read_splits
+from metazoo.data.families import FunctionFamily
 from metazoo.data.packing import pack
 from metazoo.errors import UserError
 
-CIFAR_FS, OMNIGLOT = dataset("cifar_fs"), dataset("omniglot")
+CIFAR_FS, OMNIGLOT = image_set("cifar_fs"), image_set("omniglot")
 
 
 def test_the_data_sets_are_found():
@@ -31,10 +32,14 @@ def test_an_unknown_data_set_names_the_nearest():
 
 @pytest.mark.parametrize("sheet", datasets().values(), ids=lambda sheet: sheet.name)
 def test_a_fact_sheet_is_complete_and_agrees_with_itself(sheet):
-    assert isinstance(sheet, DataSet)
     for fact in (sheet.title, sheet.citation, sheet.terms, sheet.where):
         assert fact.strip()
-    assert sheet.channels in (1, 3) and sheet.ordered_by in ("name", "content")
+    if isinstance(sheet, FunctionFamily):
+        assert all(low < high for low, high in (*sheet.parameters.values(), *sheet.inputs))
+        values = sheet.values(np.zeros((2, 3, len(sheet.inputs))), np.ones((2, len(sheet.parameters))))
+        assert values.shape == (2, 3, sheet.outputs)
+        return
+    assert isinstance(sheet, DataSet) and sheet.channels in (1, 3) and sheet.ordered_by in ("name", "content")
     assert sheet.embedded or (sheet.recognisers and sheet.splits and sheet.expected)
     assert Image.Resampling[sheet.resample.upper()]
     names = [name for names in sheet.splits.values() for name in names]
@@ -228,6 +233,7 @@ def test_omniglot_is_recognised_as_its_authors_and_torchvision_have_it(tmp_path)
 
 
 # The real images, where they are.
+
 
 def test_real_cifar_fs_test_split(real_data, tmp_path):
     sheet = replace(CIFAR_FS, splits={"test": CIFAR_FS.splits["test"]}, expected={"test": CIFAR_FS.expected["test"]})

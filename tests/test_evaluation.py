@@ -17,10 +17,12 @@ from metazoo import assembly, evaluation, hardware, records, training
 from metazoo.algorithm import Algorithm, Outcome
 from metazoo.algorithms.maml import MAML
 from metazoo.config import resolve
+from metazoo.data.inputs import ImageInputs
 from metazoo.data.store import open_store
+from metazoo.domains import Stream, open_domain
 from metazoo.episodes import Episodes, EpisodeStream
 from metazoo.errors import OutOfMemory, UserError
-from metazoo.evaluation import count_correct, evaluate, interval
+from metazoo.evaluation import episode_scores, evaluate, interval
 from metazoo.files import write_text
 from metazoo.outer_step import OuterStep
 from metazoo.run import Run
@@ -39,9 +41,10 @@ def run(tmp_path: Path) -> Run:
     return training.train(tiny.config(), home=tmp_path / "runs")
 
 
-def tiny_stream(split: str = "test") -> EpisodeStream:
+def tiny_stream(split: str = "test") -> Stream:
     config = resolve(tiny.config(), tiny.SIZE)
-    return assembly.episodes(config, open_store("tiny"), split, 0, CPU, 1, None)
+    domain = open_domain("tiny")
+    return domain.episodes(config, split, 0, CPU, domain.inputs)
 
 
 class Fixed(Algorithm):
@@ -65,13 +68,13 @@ def test_the_ensemble_averages_logits_not_probabilities_or_votes() -> None:
     stack = torch.stack([model.predict(tiny_stream().batch(0, 1)) for model in (sure, doubtful, other)])
     # The case is one in which probabilities and votes would both decide for the wrong class.
     assert (stack.softmax(-1).mean(0).argmax(-1) != stack.mean(0).argmax(-1)).all()
-    correct = count_correct({"three": [sure, doubtful, other], "two": [doubtful, other]}, tiny_stream(), 5, CPU)
+    correct = episode_scores({"three": [sure, doubtful, other], "two": [doubtful, other]}, tiny_stream(), 5, CPU)
     assert correct == {"three": [9] * 5, "two": [0] * 5}
 
 
 def test_a_model_in_several_committees_adapts_once() -> None:
     model, other = Fixed(1.0, right=True), Fixed(1.0, right=True)
-    count_correct({"last": [model], "best": [model], "ensemble": [model, other]}, tiny_stream(), 7, CPU)
+    episode_scores({"last": [model], "best": [model], "ensemble": [model, other]}, tiny_stream(), 7, CPU)
     assert sum(model.calls) == sum(other.calls) == 7
 
 
@@ -89,7 +92,7 @@ def test_each_rule_scores_the_checkpoints_that_validation_chose(run: Run) -> Non
     assert index.last is not None
     logits = {}
     for entry in (index.last, *index.best):
-        model = assembly.build(run.config, 1)
+        model = assembly.build(run.config, run.provenance.inputs)
         model.load_state_dict(run.checkpoints.load(entry)["model"])
         logits[entry.epoch] = model.predict(tiny_stream().batch(0, 10))
     labels = tiny_stream().batch(0, 10).query_y
@@ -119,7 +122,7 @@ def test_an_evaluation_that_is_there_is_used_again(run: Run, monkeypatch: pytest
     assert everything.evaluations["last"] == last.evaluations["last"]
     other_list = evaluate(run, episodes=5, episode_seed=1)
     assert other_list.evaluations != everything.evaluations
-    monkeypatch.setattr(evaluation, "count_correct", None)
+    monkeypatch.setattr(evaluation, "episode_scores", None)
     assert evaluate(run, episodes=5) == everything and evaluate(run, episodes=5, rules=["best"]) == everything
     assert evaluate(run, episodes=5, episode_seed=1) == other_list
     for asked in ({"episodes": 6}, {"episodes": 5, "target": "tiny_rgb"}, {"episodes": 5, "episode_seed": 2}):
@@ -187,12 +190,12 @@ def test_a_gpus_passes_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return super().predict(episodes)
 
-    monkeypatch.setattr(hardware, "tasks_at_once", lambda asked, device, automatic: asked or 32)
+    monkeypatch.setattr(hardware, "tasks_at_once", lambda asked, device, automatic, network: asked or 32)
     large = Large(1.0, right=True)
-    assert count_correct({"it": [large]}, tiny_stream(), 20, CPU) == {"it": [9] * 20}
+    assert episode_scores({"it": [large]}, tiny_stream(), 20, CPU) == {"it": [9] * 20}
     assert max(large.calls) == 2
     with pytest.raises(torch.OutOfMemoryError):
-        count_correct({"it": [large]}, tiny_stream(), 20, CPU, tasks_per_pass=8)
+        episode_scores({"it": [large]}, tiny_stream(), 20, CPU, tasks_per_pass=8)
 
 
 def test_out_of_memory_in_evaluation_says_what_to_lower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,10 +212,12 @@ def test_a_run_on_colour_is_tested_on_grey_images_repeated(tmp_path: Path) -> No
     run = training.train(config, home=tmp_path)
     record = evaluate(run, "tiny", episodes=5)
     assert record.target == "tiny" and record.data["target"] != record.data["source"]
-    mean, std = run.provenance.mean, run.provenance.std
+    inputs = run.provenance.inputs
+    assert isinstance(inputs, ImageInputs)
+    mean, std = inputs.mean, inputs.std
     assert len(set(mean)) == 3
-    grey = assembly.episodes(run.config, open_store("tiny"), "test", 0, CPU, 3, (mean, std)).batch(0, 2)
-    plain = assembly.episodes(run.config, open_store("tiny"), "test", 0, CPU, 1, None).batch(0, 2)
+    grey = open_domain("tiny").episodes(run.config, "test", 0, CPU, inputs).batch(0, 2)
+    plain = tiny_stream().batch(0, 2)
     for channel in range(3):
         expected = (plain.query_x[:, :, 0] - mean[channel]) / std[channel]
         torch.testing.assert_close(grey.query_x[:, :, channel], expected)
@@ -226,7 +231,7 @@ def test_a_run_on_grey_is_not_tested_on_colour(run: Run) -> None:
 def test_other_sets_are_standardised_by_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = training.train(tiny.config(normalisation="source"), home=tmp_path)
     store = open_store("tiny")
-    assert run.provenance.mean == list(store.manifest.mean)
+    assert run.provenance.inputs == open_domain("tiny").inputs
     seen = []
     batch = EpisodeStream.batch
     monkeypatch.setattr(

@@ -220,4 +220,4 @@ def test_data_that_is_not_prepared_is_refused_before_anything_runs(place, tmp_pa
     suite = read(write_suite(place, ["maml"]))
     other = suite.model_copy(update={"targets": ("cifar_fs",)})
     with pytest.raises(UserError, match="metazoo data prepare cifar_fs"):
-        jobs.open_stores(other.trainings)
+        jobs.open_domains(other.trainings)

@@ -11,6 +11,7 @@ import pytest
 from metazoo import assembly, presets, registry
 from metazoo.backbones import Conv4, ResNet12
 from metazoo.config import RunConfig, resolve
+from metazoo.data.inputs import ImageInputs
 from metazoo.errors import UserError
 from metazoo.schema import parse
 
@@ -31,7 +32,7 @@ def test_every_preset_is_a_config_whose_method_can_be_built(method: str, name: s
     found = config(method, name, shots)
     assert isinstance(found.backbone, (Conv4.Settings, ResNet12.Settings))
     if getattr(found.backbone, "filters", 64) <= 64 and not found.settings.get("full_context_embeddings"):
-        assembly.build(found, channels=3)
+        assembly.build(found, ImageInputs(channels=3, mean=[0.5] * 3, std=[0.2] * 3))
     preset = presets.preset(method, name)
     assert preset.about.endswith(".") and preset.evidence
 

@@ -20,7 +20,7 @@ from archives import EACH, SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree,
 from PIL import Image
 
 import metazoo.data.dataset
-from metazoo.data.dataset import Count, Layout
+from metazoo.data.dataset import Count, Layout, image_set
 from metazoo.data.packing import pack
 from metazoo.data.pictures import decode
 from metazoo.data.store import Manifest, Store, data_home, open_store, prepared
@@ -409,7 +409,7 @@ def test_a_damaged_manifest_is_a_sentence(folder, home):
         path.write_text(whole[:length])
         with pytest.raises(UserError, match="is damaged"):
             Manifest.read(path)
-    for text in ("[]", "null", "{}", '"manifest"', "{\"format\": 1}"):
+    for text in ("[]", "null", "{}", '"manifest"', '{"format": 1}'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"manifest\.json is (damaged|in format)"):
             Manifest.read(path)
@@ -474,12 +474,11 @@ def test_an_embedded_data_set_is_built_when_it_is_opened(known, home):
 
 
 def test_a_store_of_another_version_is_not_taken_for_today_s(known, folder, home, monkeypatch):
-    before = metazoo.data.dataset.datasets()
-    pack(before["menagerie"], [folder], home=home)
+    pack(image_set("menagerie"), [folder], home=home)
     drawn = open_store("drawn", home=home).split("train").images.shape
     now = {
-        "menagerie": replace(before["menagerie"], resample="lanczos"),
-        "drawn": replace(before["drawn"], channels=1),
+        "menagerie": replace(image_set("menagerie"), resample="lanczos"),
+        "drawn": replace(image_set("drawn"), channels=1),
     }
     monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: now)
     with pytest.raises(UserError, match=r"at 8 pixels was prepared by another version .*prepare menagerie --from PATH"):

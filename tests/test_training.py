@@ -21,7 +21,8 @@ from tiny import tiny_sets  # noqa: F401
 from metazoo import assembly, evaluation, hardware, outer_loop, progress, training
 from metazoo.algorithms.maml import MAML
 from metazoo.config import RunConfig, TrainingSettings, resolve
-from metazoo.data.store import Store, open_store
+from metazoo.data.store import Store
+from metazoo.domains import open_domain
 from metazoo.episodes import EpisodeStream
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Trainer, outer_lr
@@ -39,7 +40,7 @@ def sets(tiny_sets: None) -> None:  # noqa: F811
 
 def trainer(tasks_per_pass: int | None = None, **changes: Any) -> Trainer:
     config = resolve(tiny.config(**changes), tiny.SIZE)
-    return Trainer(config, open_store(config.source), CPU, tasks_per_pass, Reporter())
+    return Trainer(config, open_domain(config.source), CPU, tasks_per_pass, Reporter())
 
 
 def meta_gradient(tasks_per_pass: int | None = None, **changes: Any) -> list[torch.Tensor]:
@@ -156,13 +157,14 @@ def test_training_and_validation_episodes(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_all_methods_of_a_seed_begin_with_the_same_weights() -> None:
     config = resolve(tiny.config(), tiny.SIZE)
+    inputs = open_domain(config.source).inputs
     weights = {}
     for name in ("maml", "l2f", "metasgd"):
-        model = assembly.build(config.model_copy(update={"algorithm": name, "settings": {}}), channels=1)
+        model = assembly.build(config.model_copy(update={"algorithm": name, "settings": {}}), inputs)
         weights[name] = model.backbone.state_dict()
     assert all(torch.equal(weights["maml"][key], weights["l2f"][key]) for key in weights["maml"])
     assert all(torch.equal(weights["maml"][key], weights["metasgd"][key]) for key in weights["maml"])
-    other = assembly.build(config.model_copy(update={"seed": 1}), channels=1).backbone.state_dict()
+    other = assembly.build(config.model_copy(update={"seed": 1}), inputs).backbone.state_dict()
     assert not all(torch.equal(weights["maml"][key], other[key]) for key in other)
 
 

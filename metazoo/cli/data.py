@@ -41,11 +41,11 @@ def prepare(
 
     metazoo data prepare cifar_fs --from train.tar val.tar test.tar
     """
-    from metazoo.data.dataset import dataset
+    from metazoo.data.dataset import image_set
     from metazoo.data.packing import pack
     from metazoo.data.store import data_home, find_store
 
-    sheet = dataset(name)
+    sheet = image_set(name)
     sources = [*(source or []), *(more or [])]
     if download and sources:
         raise UserError("Give either --download or --from, not both.")
@@ -78,13 +78,16 @@ def list_(home: Home = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from metazoo.data.dataset import datasets
+    from metazoo.data.dataset import DataSet, datasets
     from metazoo.data.store import data_home, prepared
 
     table = Table("name", "title", "pixels", "train / val / test classes", "images", "on disk")
     table.box, table.padding = None, (0, 2, 0, 0)
     stores = prepared(home)
     for name, sheet in datasets().items():
+        if not isinstance(sheet, DataSet):
+            table.add_row(name, sheet.title, "", "drawn without end", "", "drawn when used")
+            continue
         found = [(path, store) for path, store in stores if path.name.rpartition("-")[0] == name]
         for path, store in found:
             if isinstance(store, UserError):
@@ -110,11 +113,11 @@ def verify(
     home: Home = None,
 ) -> None:
     """Hash what is prepared again, and say which file is not what was packed."""
-    from metazoo.data.dataset import dataset
+    from metazoo.data.dataset import image_set
     from metazoo.data.store import data_home, prepared
 
     if name is not None:
-        dataset(name)
+        image_set(name)
     stores = [(path, store) for path, store in prepared(home) if name in (None, path.name.rpartition("-")[0])]
     if not stores:
         raise UserError(f"{name or 'Nothing'} is {'not ' if name else ''}prepared in {data_home(home)}.")

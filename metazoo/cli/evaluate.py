@@ -10,6 +10,12 @@ import typer
 from metazoo.cli.plugins import PluginFiles, load_plugins
 from metazoo.cli.train import Device, TasksPerPass, typed
 
+SPREADS = {
+    "over_episodes": "Student's t of the mean over episodes",
+    "over_queries": "binomial over all query predictions, as CxGrad prints it",
+}
+"""What the half-widths of an interval mean."""
+
 TITLES = {"last": "last epoch", "best": "best validation", "ensemble": "ensemble of the best"}
 
 
@@ -31,6 +37,7 @@ def evaluate(
     from rich.table import Table
 
     from metazoo import evaluation
+    from metazoo.data.dataset import dataset
     from metazoo.progress import on_terminal
     from metazoo.run import Run
 
@@ -53,27 +60,21 @@ def evaluate(
     except KeyboardInterrupt:
         typer.echo("metazoo: stopped; nothing was written.", err=True)
         raise typer.Exit(130) from None
-    table = Table(
-        "rule", "accuracy", "95 % over episodes", "95 % over queries", "epochs", box=None, padding=(0, 2, 0, 0)
-    )
-    for name in rules:
-        result = record.evaluations[name]
-        accuracy = result.accuracy
-        table.add_row(
-            TITLES[name],
-            f"{accuracy.mean:.2%}",
-            f"± {accuracy.over_episodes:.2%}",
-            f"± {accuracy.over_queries:.2%}",
-            ", ".join(map(str, result.epochs)),
-        )
+    results = {name: record.evaluations[name] for name in rules}
+    measure, first = results[rules[0]].measure, results[rules[0]].interval
+    spreads = {key: text for key, text in SPREADS.items() if getattr(first, key) is not None}
+    table = Table("rule", measure.title, *(f"95 % {key.replace('_', ' ')}" for key in spreads), "epochs")
+    table.box, table.padding = None, (0, 2, 0, 0)
+    for name, result in results.items():
+        widths = [f"± {measure.text(getattr(result.interval, key))}" for key in spreads]
+        table.add_row(TITLES[name], measure.text(result.interval.mean), *widths, ", ".join(map(str, result.epochs)))
     config = opened.config
+    ways = dataset(record.target).ways_text(config.ways)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{config.algorithm}, {config.ways}-way {config.shots}-shot, trained on {config.source}, tested on "
+        f"{config.algorithm}, {ways}{ways and ' '}{config.shots}-shot, trained on {config.source}, tested on "
         f"{record.target}: {record.episodes} episodes of {record.queries_per_episode} queries each."
     )
     console.print(table)
-    console.print(
-        "Over episodes: Student's t of the mean over episodes. Over queries: binomial over all query predictions, "
-        "as CxGrad prints it.\nThe record is in " + str(opened.records)
-    )
+    meanings = " ".join(f"{key.replace('_', ' ').capitalize()}: {text}." for key, text in spreads.items())
+    console.print(f"{meanings}\nThe record is in {opened.records}")

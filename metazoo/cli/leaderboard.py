@@ -91,7 +91,7 @@ def _run_missing(
     from metazoo.progress import on_terminal
 
     place = hardware.choose(device)
-    running.open_stores(suite.trainings)
+    running.open_domains(suite.trainings)
     identities = Identities.of(suite)
     wanted = missing(suite, Shelf(gather(runs, files), identities))
     if not wanted:

@@ -16,7 +16,7 @@ from metazoo.errors import UserError
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 TasksPerPass = Annotated[
     int | None,
-    typer.Option(help="Tasks stacked in one pass: lower for less memory. By default all on a GPU, 1 on a CPU."),
+    typer.Option(help="Tasks stacked in one pass: lower for less memory. By default all; 1 for convolutions on a CPU."),
 ]
 
 _EPISODES, _OUTER = "Episodes", "Outer loop"
@@ -69,6 +69,7 @@ def train(
     """Train a method, or go on with a training that was interrupted: the same command does both."""
     from metazoo import registry, training
     from metazoo.config import RunConfig
+    from metazoo.data.dataset import dataset
     from metazoo.progress import on_terminal
     from metazoo.schema import parse, read_yaml
 
@@ -98,12 +99,15 @@ def train(
         },
     }
     values = merged(read_yaml(config) if config else {}, given)
+    usual = dataset(values["source"]).defaults if isinstance(values.get("source"), str) else {}
     if preset is not None:
         from metazoo.presets import preset as named
 
         if "algorithm" not in values:
             raise UserError("A preset is one of a method's; name the method, as in `metazoo train maml --preset NAME`.")
-        values = merged(named(values["algorithm"], preset).values(values.get("shots", 1)), values)
+        shots = merged(usual, values).get("shots", 1)
+        values = merged(named(values["algorithm"], preset).values(shots), values)
+    values = merged(usual, values)
     for key, how in (("algorithm", "a method, as in `metazoo train maml`"), ("source", "a data set: --source NAME")):
         if key not in values:
             raise UserError(f"Name {how}, or a --config that says it.")
@@ -130,11 +134,12 @@ def train(
         said = f"{stop}{_plugins(plugin)}" if str(stop) else "Stopped; the same command goes on."
         typer.echo(f"metazoo: {said}", err=True)
         raise typer.Exit(130) from None
-    last = run.metrics[-1]
-    best = max(line["validation_accuracy"] for line in run.metrics)
+    measure = dataset(run.config.source).measure
+    found = [line[f"validation_{measure.name}"] for line in run.metrics]
+    best = max(found, key=lambda value: measure.sign * value)
     typer.echo(
-        f"{run.folder}: {last['epoch']} epochs done, validation accuracy {last['validation_accuracy']:.2%} "
-        f"at the end, {best:.2%} at best.\nNext: metazoo evaluate {shlex.quote(str(run.folder))}{_plugins(plugin)}"
+        f"{run.folder}: {len(found)} epochs done, validation {measure.name} {measure.text(found[-1])} at the end, "
+        f"{measure.text(best)} at best.\nNext: metazoo evaluate {shlex.quote(str(run.folder))}{_plugins(plugin)}"
     )
 
 

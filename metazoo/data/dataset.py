@@ -1,4 +1,8 @@
-"""What a data set is: a fact sheet (`DataSet`), and what was found where the user keeps its images (`Layout`)."""
+"""What a data set is: a fact sheet (`DataSet`), and what was found where the user keeps its images (`Layout`).
+
+What holds for data sets of every kind is in `FactSheet`; functions that are drawn and not stored have theirs in
+`metazoo.data.families`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from metazoo.data.sources import Source, open_sources
 from metazoo.errors import UserError, unknown
+from metazoo.measures import ACCURACY, Measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +25,8 @@ Picture: TypeAlias = "bytes | np.ndarray | PIL.Image.Image"
 """One image on its way into a store: an encoded file, a uint8 array [H, W] or [H, W, C], or a Pillow image."""
 
 PACKAGE = "metazoo.benchmarks.datasets"
+
+Kind = Literal["images", "functions"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,50 @@ Recogniser: TypeAlias = "Callable[[DataSet, Sequence[Source]], Layout | None]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """The fact sheet of a data set. One instance called `DATASET` in each module of `metazoo.benchmarks.datasets`.
+class FactSheet:
+    """What every data set says of itself. One `DATASET` in each module of `metazoo.benchmarks.datasets`.
 
     Attributes:
         name: what the command line calls it; the name of its module.
         title, citation, terms: for a person.
-        where: how to get the images, in one sentence.
+        where: how to get it, in one sentence.
+        kind: of what its tasks are made; a network trained on one kind cannot be tested on another.
+        measure: what its episodes are judged by.
+    """
+
+    kind: ClassVar[Kind]
+    measure: ClassVar[Measure]
+
+    name: str
+    title: str
+    citation: str
+    terms: str
+    where: str
+
+    @property
+    def pixels(self) -> int | None:
+        """Side of its images unless another one is asked for; None where there are no images."""
+        return None
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Keys of a run's config that differ from the usual defaults on the command line."""
+        return {}
+
+    def ways_text(self, ways: int) -> str:
+        """How many classes an episode tells apart; empty where there are no classes."""
+        return f"{ways}-way"
+
+    def episode_text(self, ways: int, queries: int) -> str:
+        """What an episode asks, in words."""
+        return f"{ways}-way with {queries} queries a class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(FactSheet):
+    """The fact sheet of a data set of images with class labels.
+
+    Attributes:
         channels: 1 (grey) or 3 (RGB); images of any other kind are converted.
         size: side in pixels of the stored images unless another one is asked for.
         splits: the published class lists, split -> class names, before rotation. Embedded sets may leave it empty.
@@ -91,11 +135,9 @@ class DataSet:
         downloads: what `metazoo data prepare NAME --download` fetches.
     """
 
-    name: str
-    title: str
-    citation: str
-    terms: str
-    where: str
+    kind = "images"
+    measure = ACCURACY
+
     channels: int
     size: int
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -109,6 +151,10 @@ class DataSet:
     embedded: bool = False
     recognisers: tuple[Recogniser, ...] = ()
     downloads: tuple[Download, ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        return self.size
 
     def layout(self, sources: Sequence[Path] = (), size: int | None = None) -> Layout:
         """Recognise the form in which the user has the images.
@@ -169,23 +215,31 @@ class DataSet:
                     seen.add(image)
 
 
-def datasets() -> dict[str, DataSet]:
+def datasets() -> dict[str, FactSheet]:
     """Every data set metazoo knows, by name: the modules of `metazoo.benchmarks.datasets` that define `DATASET`."""
     package = importlib.import_module(PACKAGE)
-    found: dict[str, DataSet] = {}
+    found: dict[str, FactSheet] = {}
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         sheet: Any = getattr(importlib.import_module(f"{PACKAGE}.{module.name}"), "DATASET", None)
-        if isinstance(sheet, DataSet):
+        if isinstance(sheet, FactSheet):
             found[sheet.name] = sheet
     return found
 
 
-def dataset(name: str) -> DataSet:
+def dataset(name: str) -> FactSheet:
     """The data set called `name`; UserError naming the nearest known one if there is none."""
     known = datasets()
     if name not in known:
         raise unknown("data set", name, known)
     return known[name]
+
+
+def image_set(name: str) -> DataSet:
+    """The data set of images called `name`; UserError if there is none, or if it holds no images."""
+    sheet = dataset(name)
+    if not isinstance(sheet, DataSet):
+        raise UserError(f"{sheet.title} holds no images, so there is nothing to prepare, verify or show. {sheet.where}")
+    return sheet
 
 
 def read_splits(path: Path) -> dict[str, tuple[str, ...]]:

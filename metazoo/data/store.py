@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metazoo.data.dataset import Count, DataSet, dataset
+from metazoo.data.dataset import Count, DataSet, image_set
 from metazoo.errors import UserError
 from metazoo.files import sha256_of
 
@@ -192,7 +192,7 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
 
     Raises UserError for an unknown data set, a damaged store, or one that was not prepared, with the command to run.
     """
-    sheet = dataset(name)
+    sheet = image_set(name)
     size = sheet.size if size is None else size
     if store := find_store(sheet, size, home):
         return store

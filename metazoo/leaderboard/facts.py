@@ -39,10 +39,10 @@ def facts(board: Leaderboard) -> dict[str, str]:
         if common
         else "as published: each method as its paper or official code has it",
         **(shared if common else {}),
-        "Episodes": f"{suite.ways}-way with {suite.queries} queries a class; {plan.episodes} fixed test episodes a "
+        "Episodes": f"{suite.sheet.episode_text(suite.ways, suite.queries)}; {plan.episodes} fixed test episodes a "
         f"column (seed {plan.seed}), the same for every method",
         "Selection rules": "; ".join(f"{rule}: {RULES[rule]}" for rule in plan.rules),
-        "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; accuracies are averaged over them episode by episode",
+        "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; results are averaged over them episode by episode",
         "±": f"half-width of Student's t {INTERVAL}, for these trained networks, had other episodes been drawn; "
         "how trainings with other seeds would differ is not in it",
         "Bold": "the best of its column, and all that a paired t-test on the shared episodes cannot tell from it "
@@ -73,7 +73,9 @@ def backbone_text(config: RunConfig) -> str:
 
 
 def pixels_text(config: RunConfig) -> str:
-    """Image size and normalisation."""
+    """Image size and normalisation; empty where there are no images."""
+    if config.size is None:
+        return ""
     normalisations = {
         "none": "values in [0, 1]",
         "imagenet": "standardised with ImageNet's mean and standard deviation",

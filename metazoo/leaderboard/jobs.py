@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from metazoo import registry
 from metazoo.config import describe
-from metazoo.data.store import open_store
+from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.evaluation import evaluate
 from metazoo.leaderboard.standings import FAILURES, Identities, written_in
@@ -53,7 +53,7 @@ class Outcome:
 
     status: Status
     text: str
-    """The accuracies, or the reason why there are none."""
+    """The results, or the reason why there are none."""
 
 
 def default_workers(jobs: int, on_gpu: bool) -> int:
@@ -66,14 +66,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_stores(jobs: Sequence[Training], data_home: Path | None = None) -> None:
+def open_domains(jobs: Sequence[Training], data_home: Path | None = None) -> None:
     """Open every data set the jobs need, so that one that is not prepared is a UserError before anything runs.
 
     Embedded ones are built here, once, and not by several processes.
     """
     needed = {(name, job.config.size) for job in jobs for name in (job.config.source, *job.targets)}
     for name, size in sorted(needed, key=str):
-        open_store(name, size, home=data_home)
+        open_domain(name, size, home=data_home)
 
 
 def run(jobs: Sequence[Training], plan: Plan, workers: int, reporter: Reporter) -> dict[str, Outcome]:
@@ -203,19 +203,20 @@ def _train_and_evaluate(job: Training, plan: Plan, reporter: Reporter) -> str:
         "data_home": plan.data_home,
     }
     done = train(job.config, home=plan.runs, **common)
-    accuracies = []
+    results = []
     for target in job.targets:
         asked = plan.evaluation
         record = evaluate(done, target, episodes=asked.episodes, episode_seed=asked.seed, rules=asked.rules, **common)
-        accuracy = record.evaluations[asked.printed].accuracy
-        accuracies.append(f"{100 * accuracy.mean:.2f} ± {100 * accuracy.over_episodes:.2f} % on {target}")
-    return ", ".join(accuracies)
+        result = record.evaluations[asked.printed]
+        text = result.measure.text(result.interval.mean, result.interval.over_episodes)
+        results.append(f"{text} on {target}")
+    return ", ".join(results)
 
 
 def _write_down(job: Training, outcome: Outcome, plan: Plan) -> None:
     """Leave a record without a result for every target of a job that failed, beside the runs."""
     config = dict(describe(job.config))
-    size = job.config.size or 0
+    size = job.config.size
     for target in job.targets:
         there = {"source": plan.identities.data.get((job.config.source, size))}
         there["target"] = plan.identities.data.get((target, size))

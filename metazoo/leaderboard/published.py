@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from metazoo.errors import UserError
 from metazoo.records import Rule
@@ -47,7 +47,7 @@ class Protocol(Strict):
 
 
 class Number(Strict):
-    """One published accuracy in percent, in the table `cited`."""
+    """One published accuracy in percent, or one mean squared error, in the table `cited`."""
 
     method: str
     label: str
@@ -58,19 +58,33 @@ class Number(Strict):
     ways: PositiveInt = 5
     shots: PositiveInt
     backbone: str = "conv4"
-    accuracy: PositiveFloat
+    accuracy: PositiveFloat | None = None
+    error: PositiveFloat | None = None
     interval: PositiveFloat | None = None
     meaning: Meaning = "unstated"
     protocol: str | None = None
     notes: str = ""
     cited: str = ""
 
+    @model_validator(mode="after")
+    def _is_one_number(self) -> Number:
+        if (self.accuracy is None) == (self.error is None):
+            raise ValueError("a published number is either an accuracy or an error")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The number as it is printed, in percent if it is an accuracy."""
+        value = self.accuracy if self.error is None else self.error
+        assert value is not None
+        return value
+
     @property
     def printed(self) -> str:
         """The number as one reads it: `51.80 ± 0.46 (binomial interval over query predictions)`."""
         if self.interval is None:
-            return f"{self.accuracy:.2f} (no interval)"
-        return f"{self.accuracy:.2f} ± {self.interval:.2f} ({MEANINGS[self.meaning]})"
+            return f"{self.value:.2f} (no interval)"
+        return f"{self.value:.2f} ± {self.interval:.2f} ({MEANINGS[self.meaning]})"
 
 
 class _Table(Strict):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metazoo.config import RunConfig, code_version, describe, resolve
-from metazoo.data.store import MANIFEST, Manifest, store_path
+from metazoo.domains import identity_here
 from metazoo.errors import UserError
 from metazoo.leaderboard.published import Literature, Number, literature
 from metazoo.leaderboard.suite import Column, Row, Suite, Training
@@ -35,20 +35,19 @@ class Identities:
 
     code: Mapping[tuple[str, str], str]
     """By method and the one it wraps, if it does."""
-    data: Mapping[tuple[str, int], str]
+    data: Mapping[tuple[str, int | None], str]
     """By (data set, size); what is not prepared here is missing, and then not compared."""
 
     @classmethod
     def of(cls, suite: Suite, data_home: Path | None = None) -> Identities:
         """Those of a suite's methods and data sets; nothing is built or prepared for it."""
         code = {written_in(describe(job.config)): code_version(job.config) for job in suite.trainings}
-        data = {}
+        data: dict[tuple[str, int | None], str] = {}
         for training in suite.trainings:
             for name in {suite.source, *training.targets}:
-                size = training.config.size or 0
-                path = store_path(name, size, data_home) / MANIFEST
-                if (name, size) not in data and path.is_file():
-                    data[name, size] = Manifest.read(path).identity
+                size = training.config.size
+                if (name, size) not in data and (identity := identity_here(name, size, data_home)):
+                    data[name, size] = identity
         return cls(code, data)
 
     def departures(self, record: Record) -> tuple[str, ...]:
@@ -111,7 +110,7 @@ class Beside:
     departures: Sequence[str] | None
     """How the measured one departs from the published protocol (empty: not at all); None where that is not known."""
     difference: float | None
-    """Measured minus published in percentage points, where nothing departs."""
+    """Measured minus published, in the published number's unit, where nothing departs."""
 
 
 @dataclass(frozen=True)
@@ -147,30 +146,34 @@ class Cell:
             reasons.append(f"tested, but not by the rule '{self.rule}'")
         return list(dict.fromkeys(reasons))
 
-    def accuracies(self, rule: Rule) -> NDArray[np.float64] | None:
-        """Accuracy [episodes] under a rule, averaged over seeds; None where a seed with a result has none of it."""
+    def values(self, rule: Rule) -> NDArray[np.float64] | None:
+        """What each episode measured [episodes] under a rule, averaged over seeds; None where a seed with a result has
+        none of it."""
         if not self.measured or any(rule not in record.evaluations for record in self.measured):
             return None
-        counts = [np.array(record.evaluations[rule].correct) / record.queries_per_episode for record in self.measured]
-        return np.asarray(np.mean(counts, axis=0))
+        found = [(record.evaluations[rule], record.queries_per_episode) for record in self.measured]
+        return np.asarray(np.mean([result.measure.values(result.scores, n) for result, n in found], axis=0))
 
     def result(self, rule: Rule | None = None) -> tuple[float, float] | None:
-        """Mean accuracy and the half-width of its interval over episodes."""
-        values = self.accuracies(rule or self.rule)
+        """Mean and the half-width of its interval over episodes."""
+        values = self.values(rule or self.rule)
         return None if values is None else (float(values.mean()), episode_interval(values))
 
     @property
     def over_queries(self) -> float | None:
-        """Half-width of the binomial interval over the queries of one seed: more seeds ask the same queries again."""
-        values = self.accuracies(self.rule)
-        if values is None:
+        """Half-width of the binomial interval over the queries of one seed: more seeds ask the same queries again.
+
+        None where what is measured is no accuracy.
+        """
+        values = self.values(self.rule)
+        if values is None or self.measured[0].evaluations[self.rule].interval.over_queries is None:
             return None
         return query_interval(float(values.mean()), values.size * self.measured[0].queries_per_episode)
 
     @property
     def over_seeds(self) -> float | None:
-        """Standard deviation of the seeds' mean accuracies."""
-        return seed_spread([record.evaluations[self.rule].accuracy.mean for record in self.measured])
+        """Standard deviation of the seeds' means."""
+        return seed_spread([record.evaluations[self.rule].interval.mean for record in self.measured])
 
     @property
     def size(self) -> int | None:
@@ -253,7 +256,8 @@ def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
     compared = [cell for cell in column if cell.measured and cell.test_data == tested[cell.size].most_common(1)[0][0]]
     if not compared:
         return {}
-    table = np.stack([values for cell in compared if (values := cell.accuracies(cell.rule)) is not None])
+    sign = compared[0].measured[0].evaluations[compared[0].rule].measure.sign  # so that the highest is the best
+    table = sign * np.stack([values for cell in compared if (values := cell.values(cell.rule)) is not None])
     order, best = ranks(table), indistinguishable_from_best(table)
     return {
         (cell.row.label, cell.column): Standing(int(order[index]), bool(best[index]))
@@ -264,11 +268,11 @@ def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
 def _beside(cell: Cell, suite: Suite, papers: Literature) -> list[Beside]:
     """The published numbers of a cell, those made in the same protocol first."""
     config = describe(next(iter(cell.row.configs[cell.column.shots, seed] for seed in suite.seeds)))
-    result, found = cell.result(), []
+    result, scale, found = cell.result(), suite.measure.scale, []
     for number in papers.of(cell.row.entry.method, config, cell.column.target):
         departures = papers.departures(number, config, cell.rule, suite.evaluation.episodes)
         same = departures is not None and not departures
-        found.append(Beside(number, departures, 100 * result[0] - number.accuracy if result and same else None))
+        found.append(Beside(number, departures, scale * result[0] - number.value if result and same else None))
     return sorted(found, key=lambda beside: beside.departures is None or len(beside.departures) > 0)
 
 
@@ -286,7 +290,7 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     except UserError:
         return config
     try:
-        return describe(resolve(read_again, read_again.size or 0))
+        return describe(resolve(read_again, read_again.size))
     except UserError:  # of a method that is not known here
         return describe(read_again)
 

@@ -14,8 +14,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from metazoo import registry
 from metazoo.config import RunConfig, resolve
-from metazoo.data.dataset import dataset
+from metazoo.data.dataset import FactSheet, dataset
 from metazoo.errors import UserError, unknown
+from metazoo.measures import Measure
 from metazoo.presets import Preset, preset
 from metazoo.records import Rule
 from metazoo.schema import Strict, parse, read_yaml
@@ -86,6 +87,16 @@ class Suite(Strict):
         return [{"method": entry} if isinstance(entry, str) else entry for entry in methods]
 
     @property
+    def sheet(self) -> FactSheet:
+        """The fact sheet of the source."""
+        return dataset(self.source)
+
+    @property
+    def measure(self) -> Measure:
+        """What every cell is judged by."""
+        return self.sheet.measure
+
+    @property
     def columns(self) -> list[Column]:
         """The columns of the table, target by target."""
         return [Column(target, shots) for target in self.targets or (self.source,) for shots in self.shots]
@@ -142,7 +153,7 @@ class Suite(Strict):
             "seed": seed,
         }
         where = f"suite {self.name}, {label}" if entry.backbone or entry.training else f"suite {self.name}"
-        return resolve(parse(RunConfig, values, where), dataset(self.source).size)
+        return resolve(parse(RunConfig, values, where), dataset(self.source).pixels)
 
 
 @dataclass(frozen=True)
@@ -209,7 +220,11 @@ def _problems(suite: Suite) -> Iterator[str]:
     if suite.name != "".join(letter for letter in suite.name if letter.isalnum() or letter in "_-") or not suite.name:
         yield f"the name '{suite.name}' may only have letters, digits, _ and -, because it names a folder."
     for name in dict.fromkeys((suite.source, *suite.targets)):
-        dataset(name)
+        if dataset(name).kind != suite.sheet.kind:
+            yield (
+                f"the source {suite.source} is a data set of {suite.sheet.kind} and the target {name} one of "
+                f"{dataset(name).kind}; a network trained on one cannot be tested on the other."
+            )
     for key in ("targets", "shots", "seeds"):
         values = getattr(suite, key)
         if len(set(values)) < len(values):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metazoo.data.dataset import dataset
+from metazoo.domains import baseline
 from metazoo.leaderboard.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
 from metazoo.leaderboard.published import MEANINGS
 from metazoo.leaderboard.standings import Beside, Leaderboard
@@ -72,9 +73,20 @@ def heading(suite: Suite, column: Column) -> str:
     return f"{crossed}{dataset(column.target).title} {column.shots}-shot"
 
 
-def percent(accuracy: float, half_width: float | None = None) -> str:
-    """`63.21` or `63.21 ± 0.85`, in percent, of numbers in [0, 1]."""
-    return f"{100 * accuracy:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "")
+def without_learning(suite: Suite, column: Column) -> tuple[str, float]:
+    """What one reaches in a column without learning anything: how, and the result."""
+    return baseline(column.target, suite.ways, column.shots, suite.evaluation.episodes, suite.evaluation.seed)
+
+
+def measured(suite: Suite) -> str:
+    """What is measured of which episodes: `Accuracy in %, 5-way`."""
+    ways = suite.sheet.ways_text(suite.ways)
+    return sentence_case(suite.measure.heading) + (ways and f", {ways}")
+
+
+def sentence_case(text: str) -> str:
+    """The same text for the beginning of a sentence."""
+    return text[0].upper() + text[1:]
 
 
 def _main(board: Leaderboard, notes: Notes) -> Table:
@@ -92,18 +104,19 @@ def _main(board: Leaderboard, notes: Notes) -> Table:
             if known[column]:
                 entries.append(_beside(board.beside[row.label, column], notes))
         rows.append(entries)
-    chance = [Entry("chance")]
-    for column in suite.columns:
-        chance += [Entry(percent(1 / suite.ways)), *[Entry(NOTHING)] * (2 if known[column] else 1)]
-    rows.append(chance)
+    reached = {column: without_learning(suite, column) for column in suite.columns}
+    lowest = [Entry(reached[suite.columns[0]][0])]
+    for column, (_, value) in reached.items():
+        lowest += [Entry(suite.measure.cell(value)), *[Entry(NOTHING)] * (2 if known[column] else 1)]
+    rows.append(lowest)
     rules = {cell.rule for cell in board.cells.values()}
     rule = RULES[next(iter(rules))] if len(rules) == 1 else "selection rule of each method as stated below"
-    title = f"Accuracy in %, {suite.ways}-way, ± half-width of its {INTERVAL}; {rule}; {suite.protocol} protocol"
+    title = f"{measured(suite)}, ± half-width of its {INTERVAL}; {rule}; {suite.protocol} protocol"
     return Table(title, tuple(header), align, rows)
 
 
 def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[Entry]:
-    """A cell's accuracy and rank, or why there is none."""
+    """A cell's result and rank, or why there is none."""
     cell, standing = board.cells[row.label, column], board.standings.get((row.label, column))
     result, marks = cell.result(), []
     if cell.departures and result:
@@ -119,7 +132,7 @@ def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[
         marks.append(notes.add("Tested on other images than the rest of its column, so not compared with it."))
     best = standing is not None and standing.best
     rank = Entry(str(standing.rank)) if standing else Entry(NOTHING)
-    return [Entry(percent(*result), best, tuple(marks)), rank]
+    return [Entry(board.suite.measure.cell(*result), best, tuple(marks)), rank]
 
 
 def _beside(beside: Sequence[Beside], notes: Notes) -> Entry:
@@ -127,13 +140,13 @@ def _beside(beside: Sequence[Beside], notes: Notes) -> Entry:
     if not beside:
         return Entry(NOTHING)
     first = beside[0]
-    accuracy = f"{first.number.accuracy:.2f}"
+    value = f"{first.number.value:.2f}"
     if first.difference is not None:
-        return Entry(f"{accuracy} ({first.difference:+.2f})")
+        return Entry(f"{value} ({first.difference:+.2f})")
     if first.departures is not None and not first.departures:
-        return Entry(accuracy)
+        return Entry(value)
     differs = "Protocol differs, or is not stated: not to be compared. The table of published numbers says how."
-    return Entry(accuracy, notes=(notes.add(differs),))
+    return Entry(value, notes=(notes.add(differs),))
 
 
 def _published(board: Leaderboard) -> Table | None:
@@ -146,8 +159,8 @@ def _published(board: Leaderboard) -> Table | None:
             texts = [
                 label,
                 heading(board.suite, column),
-                percent(result[0]) if result else NOTHING,
-                f"{number.accuracy:.2f}" if number.label == label else f"{number.accuracy:.2f} ({number.label})",
+                board.suite.measure.cell(result[0]) if result else NOTHING,
+                f"{number.value:.2f}" if number.label == label else f"{number.value:.2f} ({number.label})",
                 spread,
                 f"{beside.difference:+.2f}" if beside.difference is not None else NOTHING,
                 _protocol(beside),
@@ -179,8 +192,9 @@ def _by_rule(board: Leaderboard) -> Table | None:
     rows = []
     for row in suite.rows:
         results = [board.cells[row.label, column].result(rule) for column in suite.columns for rule in rules]
-        rows.append([Entry(row.label), *[Entry(percent(*result) if result else NOTHING) for result in results]])
-    title = f"Accuracy in % by selection rule, ± half-width of its {INTERVAL}"
+        texts = [suite.measure.cell(*result) if result else NOTHING for result in results]
+        rows.append([Entry(row.label), *map(Entry, texts)])
+    title = f"{sentence_case(suite.measure.heading)} by selection rule, ± half-width of its {INTERVAL}"
     return Table(title, tuple(header), _align(header), rows)
 
 
@@ -188,23 +202,29 @@ def _spreads(board: Leaderboard) -> Table | None:
     """The other two readings of ±, each in columns of its own."""
     if not board.measured:
         return None
-    suite = board.suite
+    suite, text = board.suite, board.suite.measure.cell
     seeds = len(suite.seeds) > 1
+    queries = any(cell.over_queries is not None for cell in board.cells.values())
     header = ["Method"]
     for column in suite.columns:
         name = heading(suite, column)
-        header += [f"{name}, ± over queries", *([f"{name}, SD over seeds"] if seeds else [])]
+        header += [f"{name}, ± over queries"] * queries + [f"{name}, SD over seeds"] * seeds
+    if len(header) == 1:
+        return None
     rows = []
     for row in suite.rows:
         entries = [Entry(row.label)]
         for column in suite.columns:
             cell = board.cells[row.label, column]
             result = cell.result()
-            entries.append(Entry(percent(result[0], cell.over_queries) if result else NOTHING))
+            if queries:
+                entries.append(Entry(text(result[0], cell.over_queries) if result else NOTHING))
             if seeds:
-                entries.append(Entry(NOTHING if cell.over_seeds is None else percent(cell.over_seeds)))
+                entries.append(Entry(NOTHING if cell.over_seeds is None else text(cell.over_seeds)))
         rows.append(entries)
-    title = "The same accuracies in % with the binomial interval over query predictions, as CxGrad's code prints it"
+    title = f"Standard deviation over seeds of the {suite.measure.title}"
+    if queries:
+        title = "The same accuracies in % with the binomial interval over query predictions, as CxGrad's code prints it"
     return Table(title, tuple(header), _align(header), rows)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from metazoo.files import write_text
 from metazoo.leaderboard.standings import Leaderboard
-from metazoo.leaderboard.tables import Document, Entry, compose
+from metazoo.leaderboard.tables import Document, Entry, compose, without_learning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,13 +75,17 @@ def latex(document: Document) -> str:
 
 
 def to_json(board: Leaderboard) -> str:
-    """All that is known of every cell, accuracies as in the records: in [0, 1]."""
+    """All that is known of every cell, results as in the records: accuracies in [0, 1]."""
     document = compose(board)
     values = {
         "suite": board.suite.name,
         "title": board.suite.title,
         "protocol": board.suite.protocol,
-        "chance": 1 / board.suite.ways,
+        "without_learning": [
+            {"target": column.target, "shots": column.shots, "how": how, board.suite.measure.name: _rounded(value)}
+            for column in board.suite.columns
+            for how, value in [without_learning(board.suite, column)]
+        ],
         "facts": dict(document.facts),
         "cells": [_cell_values(board, *key) for key in board.cells],
     }
@@ -89,13 +93,13 @@ def to_json(board: Leaderboard) -> str:
 
 
 def to_csv(board: Leaderboard) -> str:
-    """One line a cell, accuracies in [0, 1]; of several published numbers the one nearest in protocol."""
-    lines = []
+    """One line a cell, accuracies in [0, 1] as in the records; of published numbers the one nearest in protocol."""
+    lines, measure = [], board.suite.measure.name
     for key in board.cells:
         values = _cell_values(board, *key)
         nearest = (values.pop("published") or [{}])[0]
         del values["by_rule"]
-        values |= {f"published_{name}": nearest.get(name) for name in ("accuracy", "difference", "protocol", "cited")}
+        values |= {f"published_{name}": nearest.get(name) for name in (measure, "difference", "protocol", "cited")}
         lines.append({name: _csv_value(value) for name, value in values.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
@@ -133,6 +137,7 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
     """One cell as plain JSON values."""
     cell, suite = board.cells[label, column], board.suite
     result, standing = cell.result(), board.standings.get((label, column))
+    measure = suite.measure
     by_rule = {rule: cell.result(rule) for rule in suite.evaluation.rules}
     return {
         "suite": suite.name,
@@ -149,7 +154,7 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
         "made_with_other": list(cell.departures),
         "seeds": [seed for seed, record in cell.seeds.items() if record and cell.rule in record.evaluations],
         "episodes": suite.evaluation.episodes,
-        "accuracy": _rounded(result[0] if result else None),
+        measure.name: _rounded(result[0] if result else None),
         "interval_over_episodes": _rounded(result[1] if result else None),
         "interval_over_queries": _rounded(cell.over_queries),
         "sd_over_seeds": _rounded(cell.over_seeds),
@@ -157,17 +162,17 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
         "best": standing.best if standing else None,
         "runs": [record.run for record in cell.measured],
         "by_rule": {
-            rule: {"accuracy": _rounded(pair[0]), "interval_over_episodes": _rounded(pair[1])}
+            rule: {measure.name: _rounded(pair[0]), "interval_over_episodes": _rounded(pair[1])}
             for rule, pair in by_rule.items()
             if pair
         },
         "published": [
             {
-                "accuracy": round(beside.number.accuracy / 100, 6),
-                "interval": _rounded(beside.number.interval, 100),
+                measure.name: round(beside.number.value / measure.scale, 6),
+                "interval": _rounded(beside.number.interval, measure.scale),
                 "meaning": beside.number.meaning,
                 "label": beside.number.label,
-                "difference": _rounded(beside.difference, 100),
+                "difference": _rounded(beside.difference, measure.scale),
                 "protocol": "not stated" if beside.departures is None else "differs" if beside.departures else "same",
                 "departures": list(beside.departures or ()),
                 "cited": beside.number.cited,
