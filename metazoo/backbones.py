@@ -259,4 +259,4 @@ def _initialise(module: nn.Module) -> None:
 
 def parameter_count(module: nn.Module) -> int:
     """Number of scalars a module learns."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

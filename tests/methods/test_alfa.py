@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metazoo import registry
 from metazoo.algorithms.alfa import ALFA
-from metazoo.backbones import Conv4, ResNet12
+from metazoo.backbones import Conv4, ResNet12, parameter_count
 from metazoo.errors import Incompatible
 from metazoo.testing import Trace, tiny_algorithm, tiny_episodes, trace
 
@@ -256,4 +256,4 @@ def test_batch_norm_is_never_adapted(name: str) -> None:
 )
 def test_parameter_count(name: str, network: Any, parameters: int) -> None:
     algorithm = registry.create(name, network)
-    assert sum(p.numel() for p in algorithm.parameters() if p.requires_grad) == parameters
+    assert parameter_count(algorithm) == parameters
