@@ -19,7 +19,7 @@ from metazoo.outer_step import OuterStep
 from metazoo.testing import tiny_algorithm, tiny_episodes, trace
 
 EVERYTHING = {"body": 0.05, "norm": 0.05, "head": 0.05}
-METHODS = ["anil", "boil", "cxgrad", "fomaml", "l2f", "maml", "metasgd"]
+METHODS = sorted(registry.algorithms())
 
 
 def learn2learn_loop(

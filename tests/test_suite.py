@@ -11,6 +11,7 @@ from metazoo.errors import UserError
 from metazoo.leaderboard import suite as suites
 from metazoo.leaderboard.published import Literature
 from metazoo.leaderboard.suite import Column, Suite
+from metazoo.presets import preset, presets
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SIX = {"maml", "fomaml", "anil", "boil", "metasgd", "l2f", "cxgrad"}
@@ -35,9 +36,11 @@ def read(tmp_path: Path, **changes: Any) -> Suite:
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.y*ml")), ids=lambda path: str(path.relative_to(BENCHMARKS)))
 def test_every_yaml_under_benchmarks_is_valid(path):
-    """Recursively: a YAML that is neither a suite nor the published numbers has nothing that checks it."""
+    """Recursively: a YAML that is no suite, no presets and not the published numbers has nothing that checks it."""
     if path == BENCHMARKS / "published.yaml":
         assert Literature(path).numbers
+    elif path.parent == BENCHMARKS / "presets":
+        assert presets(path.stem)
     else:
         assert path.parent == BENCHMARKS / "suites", "nothing checks this file; say here what it is"
         assert suites.read(path).name == path.stem
@@ -68,7 +71,23 @@ def test_boil_as_published_is_what_its_code_runs_on_cifar_fs():
 
 
 def test_methods_that_cannot_be_checked_are_not_published():
-    assert {row.entry.method for row in suites.load("cifar_fs_published").rows} == {"maml", "cxgrad", "l2f", "boil"}
+    """What a row runs was read in somebody's code: nothing recalled, of second hand or of our own making."""
+    entries = [row.entry for row in suites.load("cifar_fs_published").rows]
+    assert {"maml", "cxgrad", "l2f", "boil"} <= {entry.method for entry in entries}
+    assert not {"anil", "metasgd", "warpmaml", "metagna"} & {entry.method for entry in entries}
+    for entry in entries:
+        assert preset(entry.method, entry.preset).evidence.startswith("read in "), entry.method
+
+
+def test_a_rows_own_keys_go_before_its_preset(tmp_path):
+    row = {"method": "cxgrad", "preset": "published", "normalisation": "source", "training": {"epochs": 7}}
+    made = read(tmp_path, protocol="as published", methods=[row], size=32, settings=None, shots=[5])
+    config = made.rows[0].config(5, 0)
+    assert (config.size, config.normalisation, config.backbone.filters) == (84, "source", 48)
+    assert (config.training.epochs, config.training.iterations_per_epoch, config.training.meta_batch) == (7, 500, 2)
+    assert made.rows[0].rule == "ensemble", "the rule its numbers were made with"
+    with pytest.raises(UserError, match="has preset and normalisation and training of its own"):
+        read(tmp_path, methods=[row])
 
 
 def test_a_suite_becomes_cells_of_resolved_configs(tmp_path):
