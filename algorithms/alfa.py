@@ -6,7 +6,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from metazoo import Incompatible, TaskBatch, per_task
+from metazoo import TaskBatch, per_task
 from metazoo.algorithms.l2f import L2F
 from metazoo.algorithms.maml import MAML
 
@@ -32,11 +32,7 @@ class ALFA(MAML):
     def build(self) -> None:
         super().build()
         steps, tensors = self.settings.inner_steps, len(self.rates)
-        if (self.settings.evaluation_steps or 0) > steps:
-            raise Incompatible(
-                f"{self.title} learns rates and decays for each of its {steps} inner steps, so it cannot be evaluated "
-                f"with {self.settings.evaluation_steps}; lower evaluation_steps."
-            )
+        self.limit_steps("rates and decays")
         rates = torch.tensor(list(self.rates.values())).unsqueeze(1).repeat(1, steps)
         self.step_rates = nn.Parameter(rates)
         self.step_decays = nn.Parameter(self.settings.weight_decay * rates)

@@ -50,11 +50,8 @@ class MAMLPP(MAML):
     def build(self) -> None:
         super().build()
         steps, settings = self.settings.inner_steps, self.settings
-        if (settings.evaluation_steps or 0) > steps and (settings.learned_rates or settings.per_step_norm):
-            raise Incompatible(
-                f"MAML++ learns rates and batch norm for each of its {steps} inner steps, so it cannot be evaluated "
-                f"with {settings.evaluation_steps}; lower evaluation_steps."
-            )
+        if settings.learned_rates or settings.per_step_norm:
+            self.limit_steps("rates and batch norm")
         self.norms: list[str] = []
         if settings.per_step_norm:
             if "norm" in self.adapts():

@@ -153,6 +153,15 @@ class InnerLoop(Algorithm):
         """Names of the backbone's tensors that move: by default all of the roles in `adapts`."""
         return [name for name, role in self.backbone.roles().items() if role in self.adapts()]
 
+    def limit_steps(self, what: str) -> None:
+        """For methods that learn something for each inner step (`what`): Incompatible where evaluation has more."""
+        steps, more = self.settings.inner_steps, self.settings.evaluation_steps or 0
+        if more > steps:
+            raise Incompatible(
+                f"{self.title} learns {what} for each of its {steps} inner steps, so it cannot be evaluated with "
+                f"{more}; lower evaluation_steps."
+            )
+
     def begin(self, tasks: TaskBatch) -> None:
         """What happens once per task, before the first inner step."""
 
