@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from metazoo import Episodes, InnerLoop, Outcome, OuterStep, Role, TaskBatch, class_means
+from metazoo import Episodes, InnerLoop, Outcome, OuterStep, Role, Share, TaskBatch, class_means
 
-Share = Annotated[float, Field(ge=0, le=1)]
 KINDS = ("weight", "bias")
 
 

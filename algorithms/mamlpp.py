@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from metazoo import Episodes, Incompatible, Outcome, OuterGroup, OuterStep, TaskBatch
+from metazoo import Episodes, Incompatible, Outcome, OuterGroup, OuterStep, Share, TaskBatch
 from metazoo.algorithms.maml import MAML
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 LEAST_WEIGHT = 0.03
 """Below this share of an equal part, the weight of an early query loss falls no further."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
     from metazoo.learner import Learner, TaskBatch, each_task, per_task
     from metazoo.objectives import class_means, class_sums, example_losses, task_losses
-    from metazoo.outer_step import OuterStep
+    from metazoo.outer_step import OuterStep, Share
     from metazoo.registry import load_plugin
     from metazoo.wrapper import Wrapper
 
@@ -30,7 +30,7 @@ _HOMES = {
     "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
     "metazoo.learner": ("Learner", "TaskBatch", "each_task", "per_task"),
     "metazoo.objectives": ("class_means", "class_sums", "example_losses", "task_losses"),
-    "metazoo.outer_step": ("OuterStep",),
+    "metazoo.outer_step": ("OuterStep", "Share"),
     "metazoo.registry": ("load_plugin",),
     "metazoo.wrapper": ("Wrapper",),
     "metazoo.data.store": ("open_store",),
@@ -58,6 +58,7 @@ __all__ = [
     "Rates",
     "ResNet12",
     "Role",
+    "Share",
     "TaskBatch",
     "UserError",
     "Wrapper",

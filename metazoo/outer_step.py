@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, TypeAlias
 
+from pydantic import Field
 from torch import Tensor
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+"""A share of the training, in settings: schedules inside a method are shares, so that they fit any budget."""
 
 
 @dataclass(frozen=True)
