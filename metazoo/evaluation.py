@@ -103,12 +103,12 @@ def evaluate(
     with reporter.stage(f"evaluating on {target}", episodes) as stage, memory:
         scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update)
     seconds = time.perf_counter() - started
+    if not all(math.isfinite(sum(found)) for found in scores.values()):
+        raise Diverged(f"Predictions of {run.name} on {target} are not numbers; lower the method's inner rate.")
     evaluations = {
         rule: evaluation(domain.measure, scores[rule], stream.queries, [entry.epoch for entry in chosen[rule]])
         for rule in rules
     }
-    if not all(math.isfinite(found.interval.mean) for found in evaluations.values()):
-        raise Diverged(f"Predictions of {run.name} on {target} are not numbers; lower the method's inner rate.")
     record = Record(
         run=run.name,
         config=dict(describe(config)),

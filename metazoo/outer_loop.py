@@ -238,9 +238,9 @@ class Trainer:
     def _end_epoch(self, scores: list[float]) -> None:
         settings, measure = self.settings, self.measure.name
         loss, value = self._averages()
-        scored = interval(scores, self.validation.queries, self.measure)
-        if not math.isfinite(scored.mean):
+        if not math.isfinite(sum(scores)):
             raise self._diverged()
+        scored = interval(scores, self.validation.queries, self.measure)
         rate = settings.iterations_per_epoch * settings.meta_batch / max(self.epoch_seconds, 1e-9)
         self.epoch += 1
         self.log.write(
