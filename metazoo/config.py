@@ -80,9 +80,13 @@ def resolve(config: RunConfig, default_size: int | None) -> RunConfig:
     return config.model_copy(update={"settings": settings.model_dump(mode="json"), "size": config.size or default_size})
 
 
-def identity(config: RunConfig, data: str, code: str) -> str:
-    """Twelve hex digits of the SHA-256 over the resolved config, the data manifest's identity and the code version."""
-    text = json.dumps([config.model_dump(mode="json"), data, code], sort_keys=True)
+def identity(config: RunConfig | Mapping[str, Any], data: str, code: str) -> str:
+    """Twelve hex digits of the SHA-256 over the resolved config, the data manifest's identity and the code version.
+
+    A config that was stored counts as it was written: the settings that configs have gained since are not in it.
+    """
+    values = config.model_dump(mode="json") if isinstance(config, RunConfig) else dict(config)
+    text = json.dumps([values, data, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -117,8 +117,9 @@ class Run:
             what = "is no run's folder: it holds no run.json" if folder.is_dir() else "does not exist"
             raise UserError(f"{folder} {what}; name a folder that `metazoo train` has made.")
         provenance = _read(Provenance, folder / "run.json")
-        config = parse(RunConfig, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
-        if identity(config, provenance.data, provenance.code) != provenance.identity:
+        stored = read_yaml(folder / "config.yaml")
+        config = parse(RunConfig, stored, str(folder / "config.yaml"))
+        if identity(stored, provenance.data, provenance.code) != provenance.identity:
             raise UserError(
                 f"{folder / 'config.yaml'} is not the config that was run in {folder}; put it back as it was; "
                 "another config is another run (`metazoo train --config FILE`)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import yaml
 from killed_training import CONFIG
 from tiny import tiny_sets  # noqa: F401
 
 from metazoo import checkpoint, outer_loop, registry, training
 from metazoo.checkpoint import Checkpoints
+from metazoo.config import identity
 from metazoo.errors import UserError
 from metazoo.outer_step import OuterStep
 from metazoo.run import Run
@@ -200,6 +203,18 @@ def test_a_config_that_is_not_the_runs_is_refused(tmp_path: Path, monkeypatch: p
         Run.open(run.folder)
     with pytest.raises(UserError, match="is not the config that was run"):
         training.train(tiny.config(), home=tmp_path)
+
+
+def test_a_run_from_before_a_setting_existed_still_opens(tmp_path: Path) -> None:
+    """Its identity is that of the config as it was written; what configs have gained since takes its default."""
+    run = training.train(tiny.config(), home=tmp_path)
+    values = yaml.safe_load((run.folder / "config.yaml").read_text())
+    del values["training"]["milestones"]
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    provenance = json.loads((run.folder / "run.json").read_text())
+    provenance["identity"] = identity(values, provenance["data"], provenance["code"])
+    (run.folder / "run.json").write_text(json.dumps(provenance))
+    assert Run.open(run.folder).config == run.config
 
 
 def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
