@@ -104,7 +104,7 @@ def test_another_rule_prints_its_own_numbers(suite, records):
     made = board(suite, records, "ensemble")
     assert made.cells["Steady", NEAR].result() == board(suite, records).cells["Steady", NEAR].result("ensemble")
     assert made.cells["Steady", NEAR].result() != board(suite, records).cells["Steady", NEAR].result("best")
-    assert "logits averaged" in compose(made).tables[0].title
+    assert "raw outputs averaged" in compose(made).tables[0].title
     # The published protocol was 'best', so nothing is compared any more.
     assert all(beside.difference is None for beside in made.beside["Steady", NEAR])
 

@@ -540,6 +540,16 @@ def test_a_family_of_ones_own_is_trained_and_tested(tmp_path: Path, monkeypatch:
         training.train(asked.model_copy(update={"ways": 1}), home=tmp_path)
 
 
+def test_the_family_in_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "regression.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    monkeypatch.setattr(sheets, "datasets", lambda: {"damped": names["DATASET"]})
+    domain = open_domain("damped")
+    episodes = domain.episodes(config(source="damped"), "test", 0, CPU, domain.inputs).batch(0, 4)
+    assert episodes.query_x.amax() == 5 and 0 < episodes.query_y.std() < 1
+
+
 def test_a_familys_identity_is_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert identity_here("sinusoid") == DATASET.identity == replace(DATASET, title="Waves", terms="other").identity
     others = [

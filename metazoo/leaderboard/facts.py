@@ -13,7 +13,7 @@ from metazoo.records import Rule
 RULES: Mapping[Rule, str] = {
     "last": "last epoch",
     "best": "best validation epoch",
-    "ensemble": "logits averaged over the best validation epochs",
+    "ensemble": "raw outputs averaged over the best validation epochs",
 }
 """The selection rules in words."""
 
