@@ -29,6 +29,7 @@ from metazoo.errors import Diverged, Incompatible, UserError
 from metazoo.evaluation import episode_scores, evaluate, evaluation
 from metazoo.functions import FunctionStream
 from metazoo.leaderboard import suite as suites
+from metazoo.leaderboard.published import Literature
 from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
 from metazoo.leaderboard.tables import compose
 from metazoo.leaderboard.typesetting import latex, markdown, to_csv, to_json
@@ -424,8 +425,18 @@ def test_from_the_command_line_to_a_table(capsys: Any, monkeypatch: Any, tmp_pat
     assert "queries each" in out and "over queries" not in out and "%" not in out.replace("95 %", "")
 
 
+PUBLISHED = """
+protocols: {theirs: {about: as here, queries: 10}}
+tables:
+  - cited: A paper
+    meaning: episodes
+    numbers:
+      - {method: maml, label: MAML, source: sinusoid, ways: 1, shots: 10, backbone: mlp, error: 0.33, protocol: theirs}
+"""
+
+
 @pytest.fixture
-def board(tmp_path: Path) -> Leaderboard:
+def measured(tmp_path: Path) -> tuple[suites.Suite, Shelf]:
     """Two rows with made-up errors, of two seeds each, the second row's the lower ones, and one without records."""
     values = {"name": "waves", "title": "Waves", "protocol": "common", "source": "sinusoid", "ways": 1, "shots": [10]}
     values |= {"queries": 10, "backbone": {"name": "mlp"}, "seeds": [0, 1]}
@@ -448,7 +459,28 @@ def board(tmp_path: Path) -> Leaderboard:
         made = {"run": job.title, "config": describe(job.config), "code": code_version(job.config)}
         made |= {"data": {"source": DATASET.identity, "target": DATASET.identity}, "target": "sinusoid"}
         found.append(records.Record(**made, episodes=60, queries_per_episode=100, evaluations=rules))
-    return build(suite, Shelf(found, Identities.of(suite)))
+    return suite, Shelf(found, Identities.of(suite))
+
+
+@pytest.fixture
+def board(measured: tuple[suites.Suite, Shelf]) -> Leaderboard:
+    return build(*measured)
+
+
+def test_a_published_error_is_subtracted_as_it_is(measured: tuple[suites.Suite, Shelf], tmp_path: Path) -> None:
+    (tmp_path / "published.yaml").write_text(PUBLISHED)
+    board = build(*measured, papers=Literature(tmp_path / "published.yaml"))
+    place = ("MAML", board.suite.columns[0])
+    result, [beside] = board.cells[place].result(), board.beside[place]
+    assert result is not None and beside.difference is not None
+    assert beside.difference == pytest.approx(result[0] - 0.33)
+    assert compose(board).tables[0].rows[1][-1].text == f"0.33 ({beside.difference:+.2f})"
+    published = json.loads(to_json(board))["cells"][1]["published"]
+    assert published[0]["error"] == 0.33 and published[0]["difference"] == pytest.approx(result[0] - 0.33, abs=1e-6)
+    for values in ("error: 0.33, accuracy: 50", "interval: 1"):
+        (tmp_path / "other.yaml").write_text(PUBLISHED.replace("error: 0.33", values))
+        with pytest.raises(UserError, match="either an accuracy or an error"):
+            Literature(tmp_path / "other.yaml")
 
 
 def test_in_a_table_the_lowest_error_is_the_best(board: Leaderboard) -> None:
