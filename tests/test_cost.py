@@ -53,3 +53,12 @@ def test_a_method_that_cannot_work_is_listed_with_its_reason(tmp_path: Path) -> 
     )
     result = CliRunner().invoke(app, ["list", "unfit", "--cost", "--plugin", str(file)])
     assert result.exit_code == 0 and "It needs another" in result.output
+
+
+@pytest.mark.parametrize("name", ["boil", "protonet", "cavia"])
+def test_the_table_in_the_docs_is_what_the_code_counts(name: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` | ")]
+    cost = measure(registry.algorithm(name))
+    passes = f"{cost.support_passes} | {cost.query_passes} | {cost.training_gflop:.1f} | {cost.test_gflop:.1f}"
+    assert line == f"| `{name}` | {cost.parameters:,} | {cost.own_parameters:,} | {passes} |"
