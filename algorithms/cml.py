@@ -60,13 +60,15 @@ class CML(Wrapper):
             self.colearner = nn.Sequential(nn.Linear(backbone.features, backbone.features), nn.ReLU())
         else:
             raise Incompatible("CML's co-learner is made for the backbones conv4 and mlp; use one of them.")
-        self.colearner.append(nn.Linear(backbone.features, head.out_features))
+        self.colearner.append(type(head)(backbone.features, head.out_features))
         super().build()
         if backbone.head is not head:
             raise Incompatible(f"CML adds a second head to a method's own, and {self.settings.base} has none.")
 
     def learn(self, episodes: Episodes, outer: OuterStep = OuterStep()) -> Outcome:
         outcome = self.base.learn(episodes, replace(outer, taps=(*outer.taps, self.tap)))
+        if self.tap not in outcome.tapped:
+            raise Incompatible(f"CML reads what the adapted network makes of queries, which {self.base.name} hides.")
         return replace(outcome, losses=outcome.losses + self.settings.gamma * self.co_losses(outcome, episodes))
 
     def co_losses(self, outcome: Outcome, episodes: Episodes) -> Tensor:

@@ -63,7 +63,9 @@ class MGAug(Wrapper):
         ones = [weight.new_ones(len(episodes), *weight.shape).requires_grad_() for weight in weights]
         masks = dict(zip(self.thinned, ones, strict=True))
         outcome = self.base.learn(episodes, replace(outer, masks=masks))
-        scores = torch.autograd.grad(outcome.losses.sum(), ones, retain_graph=True)
+        scores = torch.autograd.grad(outcome.losses.sum(), ones, retain_graph=True, allow_unused=True)
+        if any(score is None for score in scores):
+            raise Incompatible(f"MGAug needs the gradient of a method's loss, and {self.base.name} hands down none.")
         losses = outcome.losses
         for number, shares in enumerate(kept.unbind(dim=1)):
             masks = {name: without_highest(score.abs(), shares) for name, score in zip(masks, scores, strict=True)}

@@ -301,3 +301,5 @@ def test_what_it_cannot_wrap_is_refused() -> None:
         CML(Mlp((1,), 1, Mlp.Settings(hidden=())))
     with pytest.raises(Incompatible, match="protonet has none"):
         make("protonet")
+    with pytest.raises(Incompatible, match="which reptile hides"):
+        make("reptile").learn(tiny_episodes())

@@ -196,7 +196,7 @@ def test_a_thinned_network_is_the_base_on_pruned_weights(monkeypatch: pytest.Mon
     assert_same(calls[1][2].losses[0], F.cross_entropy(outputs, task.query_y[0]))
 
 
-@pytest.mark.parametrize("base", ["maml", "protonet", "anil", "cxgrad"])
+@pytest.mark.parametrize("base", ["maml", "protonet", "anil", "cxgrad", "cml"])
 def test_tasks_do_not_mix(base: str) -> None:
     algorithm = make(base, networks=2, least_kept=0.5, sizes=(32, 16), side=32)
     tasks = tiny_episodes(tasks=4, shots=1, size=32)
@@ -283,6 +283,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         make(sizes=(32,)).learn(tiny_episodes())
     with pytest.raises(Incompatible, match="below 16 pixels; raise sizes"):
         make(sizes=(16, 15))
+    with pytest.raises(Incompatible, match="reptile hands down none"):
+        make("reptile").learn(tiny_episodes())
     with pytest.raises(Incompatible, match="prunes the weights of convolutions"):
         MGAug(Mlp((1,), 1, Mlp.Settings()))
 
