@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -212,7 +212,7 @@ def both(name: str, dtype: torch.dtype, tasks_per_pass: int, **settings: Any) ->
     method: Any = registry.algorithm(name)
     algorithm = tiny_algorithm(method, method.Settings(**settings)).to(dtype)
     reference = copy.deepcopy(algorithm)
-    reference.backbone.body = plain(reference.backbone.body)
+    reference.backbone.body = cast(nn.Sequential, plain(reference.backbone.body))
     assert not any(isinstance(part, (BatchStatisticsNorm, HalvingMaxPool)) for part in reference.modules())
     return meta_step(algorithm, tasks_per_pass), meta_step(reference, 1)
 
