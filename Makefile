@@ -10,7 +10,7 @@ READY := .venv/.ready-$(shell { cat setup.cfg pyproject.toml Makefile; pwd; } | 
 .PHONY: help demo test setup clean
 
 help:
-	@echo "make demo    train the six methods on glyphs and print their leaderboard"
+	@echo "make demo    train seven methods on glyphs and print their leaderboard"
 	@echo "make test    lint, types and tests"
 	@echo "make setup   only the set-up that both of them begin with: .venv, with torch (several GB) and learn2learn"
 	@echo "make clean   remove .venv and the caches of the tools"
