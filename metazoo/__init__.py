@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from metazoo.data.store import open_store
     from metazoo.episodes import Episodes, EpisodeSampler, EpisodeStream
     from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
-    from metazoo.learner import Learner, TaskBatch, each_task, per_task
+    from metazoo.learner import Learner, TaskBatch, per_task
     from metazoo.objectives import class_means, class_sums, example_losses, task_losses
     from metazoo.outer_step import OuterStep, Share
     from metazoo.registry import load_plugin
+    from metazoo.stacking import each_task
     from metazoo.wrapper import Wrapper
 
 _HOMES = {
@@ -28,7 +29,8 @@ _HOMES = {
     "metazoo.backbones": ("Backbone", "Conv4", "ConvBlock", "Mlp", "ResNet12", "Role"),
     "metazoo.episodes": ("Episodes", "EpisodeSampler", "EpisodeStream"),
     "metazoo.errors": ("Diverged", "Incompatible", "OutOfMemory", "UserError"),
-    "metazoo.learner": ("Learner", "TaskBatch", "each_task", "per_task"),
+    "metazoo.learner": ("Learner", "TaskBatch", "per_task"),
+    "metazoo.stacking": ("each_task",),
     "metazoo.objectives": ("class_means", "class_sums", "example_losses", "task_losses"),
     "metazoo.outer_step": ("OuterStep", "Share"),
     "metazoo.registry": ("load_plugin",),

@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 
 from metazoo import objectives
 from metazoo.backbones import Backbone
 from metazoo.errors import UserError
 from metazoo.outer_step import OuterStep
+from metazoo.stacking import StackedBackbone
 
 if TYPE_CHECKING:
     from metazoo.episodes import Episodes
@@ -52,58 +51,6 @@ def _import_learn2learn() -> Any:
 
 learn2learn = _import_learn2learn()
 MAML: Any = learn2learn.algorithms.MAML
-
-
-class StackedBackbone(nn.Module):
-    """A backbone whose adapted parameters are `[T, ...]`, one set a task; the others are shared by all tasks.
-
-    Its `parameters()` are the adapted tensors only, which is what learn2learn's `adapt` differentiates and updates.
-    """
-
-    def __init__(self, backbone: Backbone, adapted: Mapping[str, Tensor], shared: Mapping[str, Tensor], tasks: int):
-        super().__init__()
-        self.parts: Mapping[str, nn.Module] = {"body": backbone.body, "head": backbone.head}
-        self.shared = dict(shared)
-        self.unadapted: dict[str, Tensor] = {}
-        """Tensors `[T, ...]` that differ between tasks and stay as they are."""
-        self.tasks = tasks
-        self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
-
-    @property
-    def adapted(self) -> MutableMapping[str, Tensor]:
-        """The adapted tensors by name; learn2learn's update replaces them here."""
-        return cast(MutableMapping[str, Tensor], self._parameters)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `[T, n, N]` of inputs `[T, n, ...]`."""
-        return self.part("head", self.part("body", inputs)[0])[0]
-
-    def part(self, name: str, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """Body (inputs to features) or head (features to outputs) of every task: `[T, n, ...]` to `[T, n, ...]`.
-
-        With it, what the modules named in `taps` gave on the way.
-        """
-        own = _below(name, self.unadapted) | _below(name, self.adapted)
-        return _each_task(self.parts[name], name, own, _below(name, self.shared), inputs, self.tasks, taps)
-
-    def of_examples(self, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Every example's own copy `[T, n, ...]` of its task's adapted tensors, and the outputs `[T, n, N]` with them.
-
-        Row `[t, i]` of the outputs comes from copy `[t, i]`, and all of the task's n inputs have gone through it (they
-        share batch statistics), so the gradient of an example's loss w.r.t. its own copy is that example's gradient.
-        """
-        examples, count = inputs.shape[1], self.tasks * inputs.shape[1]
-        copies = {
-            name: tensor.unsqueeze(1).expand(-1, examples, *tensor.shape[1:]) for name, tensor in self.adapted.items()
-        }
-        every = {name: tensor.repeat_interleave(examples, dim=0) for name, tensor in self.unadapted.items()}
-        every |= {name: tensor.flatten(0, 1) for name, tensor in copies.items()}
-        outputs = inputs.repeat_interleave(examples, dim=0)
-        for name, module in self.parts.items():
-            shared = _below(name, self.shared)
-            outputs, _ = _each_task(module, name, _below(name, every), shared, outputs, count)
-        outputs = outputs.view(self.tasks, examples, examples, -1)
-        return copies, outputs.diagonal(dim1=1, dim2=2).transpose(1, 2)
 
 
 class Learner(MAML):
@@ -282,59 +229,6 @@ class TaskBatch:
 
     def _body(self, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         return self.clone.module.part("body", inputs, taps)
-
-
-def each_task(module: Callable[..., Any], *inputs: Tensor) -> Any:
-    """`module` on each task by itself: what it gives for each row of inputs `[T, ...]`, stacked to `[T, ...]`.
-
-    Batch norm in it sees one task at a time. Its parameters are shared by the tasks.
-    """
-    if len(inputs[0]) == 1:
-        return module(*(part.squeeze(0) for part in inputs)).unsqueeze(0)
-    return vmap(module, randomness="different")(*inputs)
-
-
-def _each_task(
-    module: nn.Module,
-    path: str,
-    own: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    inputs: Tensor,
-    tasks: int,
-    taps: Collection[str] = (),
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`module` (called `path` in the backbone) on inputs `[T, n, ...]`, each task with its `own` tensors `[T, ...]`."""
-    inside = [tap for tap in taps if tap.startswith(f"{path}.")]
-
-    def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with _recording(module, path, inside) as seen:
-            return functional_call(module, {**shared, **weights}, (inputs,)), seen
-
-    if tasks == 1:
-        outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
-        return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
-    return vmap(forward, randomness="different")(dict(own), inputs)
-
-
-@contextlib.contextmanager
-def _recording(module: nn.Module, path: str, taps: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what the submodules named in `taps` (from `path` on) give while the block runs."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[name] = output
-
-    with contextlib.ExitStack() as hooks:
-        for tap in taps:
-            place = module.get_submodule(tap.removeprefix(f"{path}."))
-            hooks.callback(place.register_forward_hook(partial(keep, tap)).remove)
-        yield seen
-
-
-def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one part of the backbone, by their names inside it."""
-    prefix = f"{part}."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def per_task(factors: Tensor, weights: Tensor) -> Tensor:
