@@ -67,7 +67,9 @@ def _print_methods(console: Console, methods: Mapping[str, type[Algorithm]]) -> 
 
     from metazoo import registry
 
-    table = Table("name", "title", "paper", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("name", "title", "paper"):
+        table.add_column(heading, no_wrap=heading == "name")
     for key, method in methods.items():
         table.add_row(key, method.title, method.paper)
     console.print(table)
@@ -102,7 +104,8 @@ def _print_costs(console: Console, methods: Mapping[str, type[Algorithm]], size:
     from metazoo.cost import measure
     from metazoo.errors import Incompatible
 
-    table = Table("method", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True)
     headings = ("learned", "beside the network", "support passes", "query passes", "GFLOP training", "GFLOP test")
     for heading in headings:
         table.add_column(heading, justify="right")
