@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from metazoo import hardware
 from metazoo.config import RunConfig, code_version, identity, resolve, run_name
 from metazoo.domains import open_domain
-from metazoo.errors import Diverged, OutOfMemory, UserError
+from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Stopped, StopRequest, Trainer
 from metazoo.progress import Reporter
 from metazoo.run import Provenance, Run, now
@@ -34,8 +35,8 @@ def train(
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
     `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch, but on a CPU 1 if the network has
-    convolutions. It changes memory and speed, and the result only by rounding. What cannot work is refused before
-    anything is written.
+    convolutions. It changes memory and speed, and the result only by rounding. What cannot work is refused and leaves
+    no folder behind.
 
     Raises:
         UserError: for a config, data set or folder that cannot be used.
@@ -72,9 +73,14 @@ def train(
             )
             with _writable(folder):
                 run = Run.create(folder, config, provenance)
-        with _writable(folder), run.lock():
-            if run.state != "done":
-                _train_marking_state(trainer, run)
+        try:
+            with _writable(folder), run.lock():
+                if run.state != "done":
+                    _train_marking_state(trainer, run)
+        except Incompatible:
+            if trainer.iteration == 0:  # some pairs show only on the first episodes that they cannot work
+                shutil.rmtree(folder)
+            raise
     return run
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tiny import tiny_sets  # noqa: F401
 
-from metazoo import cli, registry, training
+from metazoo import __version__, cli, registry, training
 from metazoo.cli.train import assign, merged
 from metazoo.records import read
 from metazoo.run import Run
@@ -49,6 +49,10 @@ def metazoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def only_run(home: str = "runs") -> Run:
     (folder,) = Path(home).iterdir()
     return Run.open(folder)
+
+
+def test_the_version(metazoo: Any) -> None:
+    assert metazoo("--version") == (0, f"metazoo {__version__}\n", "")
 
 
 def test_from_training_to_a_table(metazoo: Any) -> None:

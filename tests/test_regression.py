@@ -90,6 +90,7 @@ def test_a_suite_of_both_kinds_is_refused(tmp_path: Path) -> None:
 def test_a_method_for_classes_says_so(tmp_path: Path) -> None:
     with pytest.raises(Incompatible, match="tells classes apart"):
         training.train(config(algorithm="protonet", settings={}), home=tmp_path)
+    assert not list(tmp_path.iterdir()), "it was refused on its first episodes, and left its folder behind"
 
 
 # Training

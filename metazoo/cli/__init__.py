@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -13,8 +14,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Compare few-shot meta-learning methods: the same episodes, the same backbone, the same budget.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from metazoo import __version__
+
+        print(f"metazoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def metazoo(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Compare few-shot meta-learning methods: the same episodes, the same backbone, the same budget."""
+
+
 app.command("list")(plugins.list_methods)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
