@@ -22,6 +22,8 @@ class Entry:
     text: str
     bold: bool = False
     notes: tuple[int, ...] = ()
+    value: float | None = None
+    """The number that the text shows, by which a column is sorted."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _main(board: Leaderboard, notes: Notes) -> Table:
     reached = {column: without_learning(suite, column) for column in suite.columns}
     lowest = [Entry(reached[suite.columns[0]][0])]
     for column, (_, value) in reached.items():
-        lowest += [Entry(suite.measure.cell(value)), *[Entry(NOTHING)] * (2 if known[column] else 1)]
+        lowest += [Entry(suite.measure.cell(value), value=value), *[Entry(NOTHING)] * (2 if known[column] else 1)]
     rows.append(lowest)
     rules = {cell.rule for cell in board.cells.values()}
     rule = RULES[next(iter(rules))] if len(rules) == 1 else "selection rule of each method as stated below"
@@ -131,8 +133,8 @@ def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[
     if standing is None:
         marks.append(notes.add("Tested on other images than the rest of its column, so not compared with it."))
     best = standing is not None and standing.best
-    rank = Entry(str(standing.rank)) if standing else Entry(NOTHING)
-    return [Entry(board.suite.measure.cell(*result), best, tuple(marks)), rank]
+    rank = Entry(str(standing.rank), value=standing.rank) if standing else Entry(NOTHING)
+    return [Entry(board.suite.measure.cell(*result), best, tuple(marks), result[0]), rank]
 
 
 def _beside(beside: Sequence[Beside], notes: Notes) -> Entry:
@@ -142,11 +144,11 @@ def _beside(beside: Sequence[Beside], notes: Notes) -> Entry:
     first = beside[0]
     value = f"{first.number.value:.2f}"
     if first.difference is not None:
-        return Entry(f"{value} ({first.difference:+.2f})")
+        return Entry(f"{value} ({first.difference:+.2f})", value=first.number.value)
     if first.departures is not None and not first.departures:
-        return Entry(value)
+        return Entry(value, value=first.number.value)
     differs = "Protocol differs, or is not stated: not to be compared. The table of published numbers says how."
-    return Entry(value, notes=(notes.add(differs),))
+    return Entry(value, notes=(notes.add(differs),), value=first.number.value)
 
 
 def _published(board: Leaderboard) -> Table | None:
@@ -238,13 +240,12 @@ def _cost(board: Leaderboard) -> Table | None:
             cells = [board.cells[row.label, column] for column in board.suite.columns if column.shots == shots]
             measured = next((cell.measured for cell in cells if cell.measured), [])
             if measured:
-                seconds, speed, memory = (
-                    sum(getattr(record, key) for record in measured) / len(measured)
-                    for key in ("training_seconds", "tasks_per_second", "peak_memory_mb")
-                )
+                keys = ("parameters", "training_seconds", "tasks_per_second", "peak_memory_mb")
+                values = [sum(getattr(record, key) for record in measured) / len(measured) for key in keys]
                 label = row.label if len(board.suite.shots) == 1 else f"{row.label}, {shots}-shot"
-                texts = [f"{measured[0].parameters:,}", _duration(seconds), f"{speed:.1f}", f"{memory:,.0f} MiB"]
-                rows.append([Entry(label), *map(Entry, texts)])
+                forms = ("{:,.0f}".format, _duration, "{:.1f}".format, "{:,.0f} MiB".format)
+                entries = [Entry(form(value), value=value) for form, value in zip(forms, values, strict=True)]
+                rows.append([Entry(label), *entries])
     return Table("Cost of one training", header, "lrrrr", rows)
 
 
