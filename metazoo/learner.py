@@ -114,6 +114,7 @@ class TaskBatch:
         self.support_losses: list[Tensor] = []
         self.tapped: dict[str, Tensor] = {}
         self._features: tuple[Tensor, Tensor] | None = None
+        self._uncounted: dict[str, Tensor] = {}
         self._backbone_names = frozenset(learner.adapted_names)
         self._body_is_fixed = not any(name.startswith("body.") for name in learner.adapted_names)
         for name, mask in self.outer.masks.items():
@@ -163,7 +164,8 @@ class TaskBatch:
         """
         first, *others = rates.values()
         alike = isinstance(first, float) and all(rate is first or rate == first for rate in others)
-        if alike and rates.keys() == self.weights.keys() and not self._extra() and not self.outer.masks:
+        watched = self.outer.masks or self.outer.gradient_norms
+        if alike and rates.keys() == self.weights.keys() and not self._extra() and not watched:
             self.clone.lr = first
             self.clone.adapt(losses.sum())
             return
@@ -172,7 +174,7 @@ class TaskBatch:
 
     def gradients(self, losses: Tensor, first_order: bool | None = None) -> dict[str, Tensor]:
         """Gradient of each task's loss w.r.t. its own adapted tensors, by name; untouched tensors are left out."""
-        return self._gradients(losses, self.weights, first_order)
+        return self._counted_later(self._gradients(losses, self.weights, first_order))
 
     def example_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses `[T, S]` of one support pass and each example's own gradient `[T, S, ...]` w.r.t. the adapted tensors.
@@ -183,10 +185,16 @@ class TaskBatch:
         copies, outputs = self.clone.module.of_examples(self.episodes.support_x)
         losses = objectives.example_losses(outputs, self.episodes.support_y)
         self.support_losses.append(losses.detach().mean(dim=1))
-        return losses, self._gradients(losses, copies)
+        gradients = self._gradients(losses, copies)
+        self._counted_later({name: gradient.mean(dim=1) for name, gradient in gradients.items()})
+        return losses, gradients
 
     def update(self, changes: Mapping[str, Tensor]) -> None:
         """Add `changes` to the adapted tensors of the same names, by learn2learn's differentiable update."""
+        if self.outer.gradient_norms:
+            moved = changes.keys() & self._uncounted.keys() & self._backbone_names
+            self.outer.gradient_norms.add({name: self._uncounted[name] for name in sorted(moved)})
+            self._uncounted = {}
         for name, change in changes.items():
             mask = self.outer.masks.get(name)
             self.weights[name].update = change if mask is None else change * mask.detach()  # type: ignore[attr-defined]
@@ -214,6 +222,12 @@ class TaskBatch:
             losses.sum(), list(tensors.values()), retain_graph=self.track, create_graph=not detached, allow_unused=True
         )
         return {name: gradient for name, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
+
+    def _counted_later(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same gradients, whose norms are counted if an update follows: not all that is asked for moves weights."""
+        if self.outer.gradient_norms:
+            self._uncounted = gradients
+        return gradients
 
     def _extra(self) -> bool:
         return not self._backbone_names.issuperset(self.weights)

@@ -17,6 +17,7 @@ from metazoo.config import RunConfig, TrainingSettings
 from metazoo.domains import Domain
 from metazoo.errors import Diverged
 from metazoo.evaluation import episode_scores, interval, load_weights
+from metazoo.gradient_norms import GradientRecord
 from metazoo.metrics import MetricsLog
 from metazoo.outer_step import OuterStep
 from metazoo.progress import Reporter, Stage
@@ -76,7 +77,13 @@ class Trainer:
     """A training under way: model, optimiser, episodes, and how far it has come."""
 
     def __init__(
-        self, config: RunConfig, domain: Domain, device: torch.device, tasks_per_pass: int | None, reporter: Reporter
+        self,
+        config: RunConfig,
+        domain: Domain,
+        device: torch.device,
+        tasks_per_pass: int | None,
+        reporter: Reporter,
+        record_gradients: bool = False,
     ):
         self.settings = config.training
         self.device = device
@@ -93,6 +100,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.score_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.gradients = GradientRecord(self.settings.iterations_per_epoch) if record_gradients else None
         self.iteration = 0
         """Finished outer iterations."""
         self.epoch = 0
@@ -140,7 +148,8 @@ class Trainer:
     def _train_epoch(self, stop: StopRequest) -> None:
         settings = self.settings
         first_order = self.epoch < settings.first_order_epochs
-        outer = OuterStep(first_order=first_order, epoch=self.epoch, epochs=settings.epochs)
+        norms = self.gradients.inner if self.gradients else None
+        outer = OuterStep(first_order=first_order, epoch=self.epoch, epochs=settings.epochs, gradient_norms=norms)
         self._set_rates(outer)
         end = (self.epoch + 1) * settings.iterations_per_epoch
         before = self.epoch_seconds
@@ -173,11 +182,21 @@ class Trainer:
             self._set_rates(outer)
         batch = self.stream.batch(self.iteration * settings.meta_batch, settings.meta_batch)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.gradients:
+            self.gradients.enter(self.iteration)
         for part in batch.chunks(self.tasks_per_pass):
             outcome = self.model.learn(part, outer)
             (outcome.losses.sum() * scale).backward()
             self.loss_sum += outcome.losses.detach().sum()
             self.score_sum += objectives.scores(outcome.logits.detach(), part.query_y).sum()
+        if self.gradients:
+            self.gradients.outer.add(
+                {
+                    name: parameter.grad.unsqueeze(0)
+                    for name, parameter in self.model.backbone.named_parameters()
+                    if parameter.grad is not None
+                }
+            )
         for group in self.groups:
             if group.clamped and settings.gradient_clamp is not None:
                 torch.nn.utils.clip_grad_value_(group.parameters, settings.gradient_clamp)
@@ -255,6 +274,7 @@ class Trainer:
                 "tasks_per_second": round(rate, 3),
                 "seconds": round(self.epoch_seconds, 3),
                 "validation_seconds": round(self.epoch_validation_seconds, 3),
+                **({"gradient_norms": self.gradients.close_epoch(self.iteration)} if self.gradients else {}),
             }
         )
         self.training_seconds += self.epoch_seconds
@@ -286,6 +306,8 @@ class Trainer:
             "peak_memory_mb": self._peak(),
             "generator": torch.get_rng_state(),
         }
+        if self.gradients:
+            state["gradient_norms"] = self.gradients.state()
         if self.device.type == "cuda":
             state["gpu_generator"] = torch.cuda.get_rng_state(self.device)
         return state
@@ -298,6 +320,9 @@ class Trainer:
         self.score_sum = state["score_sum" if "score_sum" in state else "correct"].to(self.device, torch.float64)
         self.epoch_seconds, self.training_seconds, self.validation_seconds = state["seconds"]
         self.peak_memory_mb = state["peak_memory_mb"]
+        if "gradient_norms" in state:  # once begun, whoever resumes it
+            self.gradients = self.gradients or GradientRecord(self.settings.iterations_per_epoch)
+            self.gradients.load(state["gradient_norms"], self.device)
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and "gpu_generator" in state:
             torch.cuda.set_rng_state(state["gpu_generator"], self.device)

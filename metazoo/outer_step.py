@@ -10,6 +10,8 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 from torch import Tensor
 
+from metazoo.gradient_norms import MeanNorms
+
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 """A share of the training, in settings: schedules inside a method are shares, so that they fit any budget."""
 
@@ -29,6 +31,8 @@ class OuterStep:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """Factors `[T, ...]` for tensors of the backbone, by name: each task starts at weight times mask, and where a mask
     is 0 nothing moves. They are how a wrapper thins a method's network."""
+    gradient_norms: MeanNorms | None = None
+    """Where the norms of the inner loop's gradients are to be counted, if anybody asked for them."""
 
     def within(self, share: float) -> bool:
         """Whether the training is in its first `share` (of its epochs, rounded to whole ones)."""

@@ -31,12 +31,14 @@ def train(
     command: str = "",
     reporter: Reporter | None = None,
     data_home: Path | None = None,
+    record_gradients: bool = False,
 ) -> Run:
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
     `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch, but on a CPU 1 if the network has
-    convolutions. It changes memory and speed, and the result only by rounding. What cannot work is refused and leaves
-    no folder behind.
+    convolutions. It changes memory and speed, and the result only by rounding. With `record_gradients`, the metrics
+    hold the norms of the gradients, too (`GradientRecord`); the training stays the same, bit for bit. What cannot work
+    is refused and leaves no folder behind.
 
     Raises:
         UserError: for a config, data set or folder that cannot be used.
@@ -55,13 +57,18 @@ def train(
         if run.provenance.identity != identity(config, data, code):
             raise UserError(f"{folder} holds another run than the one asked for; move it away, or name another --runs.")
         if run.state == "done":
+            if record_gradients and not any("gradient_norms" in line for line in run.metrics):
+                (reporter or Reporter()).note(
+                    f"{run.name} was trained before without recording gradients; to have them, train it anew in "
+                    "another folder (--runs)."
+                )
             return run
         if run.state == "diverged":
             raise Diverged(run.reason)
     place = hardware.choose(device)
     # The caller's random numbers are left as they were.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter())
+        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients)
         if run is None:
             provenance = Provenance(
                 identity=identity(config, data, code),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from metazoo.cli.plugins import PluginFiles, load_plugins
-from metazoo.cli.train import Device, TasksPerPass, typed
+from metazoo.cli.train import Device, RecordGradients, TasksPerPass, typed
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def leaderboard(
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these rows, by label or method.", show_default=False)
     ] = None,
+    record_gradients: RecordGradients = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Train and test what is missing of a suite, then print its table and write it as Markdown, LaTeX, CSV and JSON.
@@ -65,7 +66,11 @@ def leaderboard(
     folder = out or (None if show else Path("leaderboards") / chosen.name)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
-    failed = [] if show else _run_missing(chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()))
+    failed = (
+        []
+        if show
+        else _run_missing(chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()), record_gradients)
+    )
     board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule)
     typesetting.show(board, Console())
     if folder is not None:
@@ -83,6 +88,7 @@ def _run_missing(
     device: str,
     tasks_per_pass: int | None,
     plugins: tuple[Path, ...],
+    record_gradients: bool,
 ) -> list[str]:
     """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
     from metazoo import hardware
@@ -107,6 +113,7 @@ def _run_missing(
         threads=max(1, running.cores() // workers),
         command=typed(),
         plugins=plugins,
+        record_gradients=record_gradients,
     )
     try:
         with on_terminal() as reporter:

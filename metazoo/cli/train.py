@@ -18,6 +18,12 @@ TasksPerPass = Annotated[
     int | None,
     typer.Option(help="Tasks stacked in one pass: lower for less memory. By default all; 1 for convolutions on a CPU."),
 ]
+RecordGradients = Annotated[
+    bool,
+    typer.Option(
+        "--record-gradients", help="Record gradient norms for `metazoo analyze gradients`; changes no result."
+    ),
+]
 
 _EPISODES, _OUTER = "Episodes", "Outer loop"
 
@@ -64,6 +70,7 @@ def train(
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
+    record_gradients: RecordGradients = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Train a method, or go on with a training that was interrupted: the same command does both."""
@@ -129,6 +136,7 @@ def train(
                 tasks_per_pass=tasks_per_pass,
                 command=typed(),
                 reporter=reporter,
+                record_gradients=record_gradients,
             )
     except KeyboardInterrupt as stop:
         said = f"{stop}{_plugins(plugin)}" if str(stop) else "Stopped; the same command goes on."

@@ -45,6 +45,7 @@ class Plan:
     command: str = ""
     plugins: tuple[Path, ...] = ()
     data_home: Path | None = None
+    record_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _train_and_evaluate(job: Training, plan: Plan, reporter: Reporter) -> str:
         "reporter": reporter,
         "data_home": plan.data_home,
     }
-    done = train(job.config, home=plan.runs, **common)
+    done = train(job.config, home=plan.runs, record_gradients=plan.record_gradients, **common)
     results = []
     for target in job.targets:
         asked = plan.evaluation
