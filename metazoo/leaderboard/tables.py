@@ -243,7 +243,7 @@ def _cost(board: Leaderboard) -> Table | None:
                 keys = ("parameters", "training_seconds", "tasks_per_second", "peak_memory_mb")
                 values = [sum(getattr(record, key) for record in measured) / len(measured) for key in keys]
                 label = row.label if len(board.suite.shots) == 1 else f"{row.label}, {shots}-shot"
-                forms = ("{:,.0f}".format, _duration, "{:.1f}".format, "{:,.0f} MiB".format)
+                forms = ("{:,.0f}".format, duration, "{:.1f}".format, "{:,.0f} MiB".format)
                 entries = [Entry(form(value), value=value) for form, value in zip(forms, values, strict=True)]
                 rows.append([Entry(label), *entries])
     return Table("Cost of one training", header, "lrrrr", rows)
@@ -264,7 +264,8 @@ def _settings(board: Leaderboard) -> Table:
     return Table("Settings", header, "l" * len(header), rows, prose=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as one says them: `1 h 05 min`, `3 min 20 s`, `45 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds} s"
