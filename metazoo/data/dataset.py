@@ -18,11 +18,7 @@ from metazoo.errors import UserError, unknown
 from metazoo.measures import ACCURACY, Measure
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
-
-Picture: TypeAlias = "bytes | np.ndarray | PIL.Image.Image"
-"""One image on its way into a store: an encoded file, a uint8 array [H, W] or [H, W, C], or a Pillow image."""
+    from metazoo.data.pictures import Picture
 
 PACKAGE = "metazoo.benchmarks.datasets"
 
@@ -36,7 +32,8 @@ class Layout:
     Attributes:
         classes: split -> class name -> the names of its images. An image's name is unique in the layout.
         images: called without arguments, yields every `(image name, picture)` once, in whatever order is cheapest to
-            read (an archive's own); nothing is unpacked and only one picture need be in memory at a time.
+            read (an archive's own); nothing is unpacked and only one picture need be in memory at a time. It yields the
+            same pictures in the same order every time, so that a packing that was killed can go on.
         form: what was recognised, for a person ("class folders").
         sources: the files and folders that are read; none for an embedded data set.
         ignored: image files that were found and belong to no class of the data set.
@@ -125,7 +122,7 @@ class DataSet(FactSheet):
         digests: split -> SHA-256 of the packed array at `size`, where it is the same on every machine: what shows that
             images were altered (saved as JPEG, say) on their way.
         images_per_class: where it is the same for all classes: makes a refusal say which class is wrong.
-        resample: the Pillow filter ("bicubic", "lanczos", ...) that takes an image straight to the stored size.
+        resample: the Pillow filter ("bicubic", "lanczos", ...) that images are resized with.
         inverted: store 255 - v (Omniglot: white ink on black).
         rotations: degrees; each makes a class of its own, named `class@degrees` when there is more than one.
         ordered_by: "name" or "content": the order of the images in a class. By content where the public forms of the

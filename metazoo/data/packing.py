@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from metazoo.data.dataset import DataSet, Layout, Picture
+from metazoo.data.dataset import DataSet, Layout
 from metazoo.data.folders import building, locked
-from metazoo.data.pictures import decode, fingerprint, rotated, stored
+from metazoo.data.pictures import Picture, Recipe, decode, fingerprint, rotated, stored
 from metazoo.data.store import MANIFEST, Manifest, SplitEntry, Store, find_store, store_path
 from metazoo.errors import UserError
 from metazoo.files import sha256_of, write_text
@@ -204,8 +204,9 @@ class _Packing:
     def _put(self, batch: list[tuple[tuple[str, str, int], str, Picture]]) -> int:
         for (split, class_name, index), name, picture in batch:
             image = decode(picture, name, self.sheet.channels)
-            mark = fingerprint(image) if self.sheet.ordered_by == "content" else b""
-            self.files[split].put(class_name, index, stored(image, self.sheet, self.size), mark)
+            pixels = image.tobytes()
+            mark = fingerprint(image, pixels)
+            self.files[split].put(class_name, index, stored(image, Recipe.of(self.sheet, self.size), pixels), mark)
         return len(batch)
 
 
