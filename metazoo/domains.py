@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metazoo.config import RunConfig
-from metazoo.data.dataset import FactSheet, Kind, dataset
+from metazoo.data.dataset import FactSheet, Kind, Moments, dataset
 from metazoo.data.families import FunctionFamily
 from metazoo.data.inputs import ImageInputs, Inputs
 from metazoo.data.store import MANIFEST, Manifest, Split, Store, open_store, store_path
@@ -23,9 +23,6 @@ from metazoo.measures import Measure
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of each channel of ImageNet, as torchvision's models use them."""
-
-Moments = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of each channel, in units of [0, 1]."""
 
 
 class Stream(Protocol):

@@ -24,6 +24,9 @@ PACKAGE = "metazoo.benchmarks.datasets"
 
 Kind = Literal["images", "functions"]
 
+Moments: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
+"""Mean and standard deviation of each channel, in units of [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -128,6 +131,10 @@ class DataSet(FactSheet):
         ordered_by: "name" or "content": the order of the images in a class. By content where the public forms of the
             set name its images differently, or not at all; it makes the stores of all forms identical.
         embedded: built without a source.
+        classes_of: whose classes its class names name, such as "imagenet" (WordNet ids): data sets that say the same
+            share a class where they share a name (`plain_class_name`). By default its classes are its own.
+        moments: what its pixels are standardised with under the normalisation `per_data_set`; that of a data set
+            without them is not laid down.
         recognisers: the public forms the set is read from, tried in turn.
         downloads: what `metazoo data prepare NAME --download` fetches.
     """
@@ -146,6 +153,8 @@ class DataSet(FactSheet):
     rotations: tuple[int, ...] = (0,)
     ordered_by: str = "name"
     embedded: bool = False
+    classes_of: str = ""
+    moments: Moments | None = None
     recognisers: tuple[Recogniser, ...] = ()
     downloads: tuple[Download, ...] = ()
 
@@ -173,6 +182,10 @@ class DataSet(FactSheet):
         if self.rotations == (0,):
             return {class_name: 0}
         return {f"{class_name}@{degrees}": degrees for degrees in self.rotations}
+
+    def plain_class_name(self, class_name: str) -> str:
+        """What the world of `classes_of` calls a class of the store: its name without what `derive` added to it."""
+        return class_name if self.rotations == (0,) else class_name.rpartition("@")[0]
 
     def check(self, layout: Layout) -> None:
         """Refuse (UserError) a layout whose splits share a class or whose counts are not the published ones."""
