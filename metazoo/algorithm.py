@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -107,6 +107,14 @@ class Algorithm(nn.Module, ABC):
     def predict(self, episodes: Episodes) -> Tensor:
         """Query outputs `[T, Q, N]` after adaptation, with no graph kept; what validation and test score."""
 
+    def adaptation(self, episodes: Episodes, steps: int | None = None) -> Iterator[TaskBatch]:
+        """The tasks in adaptation, as at test, after each of `steps` inner steps (by default as many as `predict` has).
+
+        It is one and the same TaskBatch each time; its `first_network` is from before the first step. Raises
+        Incompatible for a method that has no inner steps.
+        """
+        raise Incompatible(f"{self.title} has no inner steps, so there is nothing to see of its adaptation.")
+
     def outer_groups(self) -> Sequence[OuterGroup]:
         """The meta-parameters in groups that the outer loop treats alike; by default one group of all."""
         return [OuterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
@@ -137,6 +145,8 @@ class InnerLoop(Algorithm):
         """Ignore second derivatives in the meta-gradient."""
 
     settings: Settings
+    step_limit: int | None = None
+    """The most inner steps it can take; None where there is no limit (see `limit_steps`)."""
 
     def __init__(self, backbone: Backbone, settings: Algorithm.Settings | None = None):
         super().__init__(backbone, settings)
@@ -153,13 +163,21 @@ class InnerLoop(Algorithm):
         """Names of the backbone's tensors that move: by default all of the roles in `adapts`."""
         return [name for name, role in self.backbone.roles().items() if role in self.adapts()]
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Inner steps in validation and test."""
+        return self.settings.evaluation_steps or self.settings.inner_steps
+
     def limit_steps(self, what: str) -> None:
         """For methods that learn something for each inner step (`what`): Incompatible where evaluation has more."""
-        steps, more = self.settings.inner_steps, self.settings.evaluation_steps or 0
-        if more > steps:
+        self.step_limit, self._learned_for_each = self.settings.inner_steps, what
+        self._check(self.evaluation_steps)
+
+    def _check(self, steps: int) -> None:
+        if self.step_limit is not None and steps > self.step_limit:
             raise Incompatible(
-                f"{self.title} learns {what} for each of its {steps} inner steps, so it cannot be evaluated with "
-                f"{more}; lower evaluation_steps."
+                f"{self.title} learns {self._learned_for_each} for each of its {self.step_limit} inner steps, so it "
+                f"cannot be evaluated with {steps}; lower evaluation_steps."
             )
 
     def begin(self, tasks: TaskBatch) -> None:
@@ -186,12 +204,19 @@ class InnerLoop(Algorithm):
         return Outcome(meta_losses, logits, tasks.support_losses, dict(tasks.weights), tasks.tapped)
 
     def predict(self, episodes: Episodes) -> Tensor:
-        tasks = TaskBatch(self._learner[0], episodes, track=False)
-        with torch.enable_grad():
-            self.begin(tasks)
-            for step in range(self.settings.evaluation_steps or self.settings.inner_steps):
-                self.step(tasks, step)
+        *_, tasks = self.adaptation(episodes)
         return tasks.query_logits().detach()
+
+    def adaptation(self, episodes: Episodes, steps: int | None = None) -> Iterator[TaskBatch]:
+        steps = steps or self.evaluation_steps
+        self._check(steps)
+        tasks = TaskBatch(self._learner[0], episodes, track=False)
+        for step in range(steps):
+            with torch.enable_grad():
+                if step == 0:
+                    self.begin(tasks)
+                self.step(tasks, step)
+            yield tasks
 
 
 class Metric(Algorithm):

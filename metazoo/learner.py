@@ -96,6 +96,7 @@ class TaskBatch:
         outer: what the outer loop said of this step.
         support_losses: the `[T]` losses of every support pass so far, as values.
         tapped: the outputs `[T, Q, ...]` of the modules in `outer.taps` in the last query pass.
+        first_network: the network of the first pass, which is the initialisation as the method uses it; None before.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class TaskBatch:
         self.clone = learner.clone(len(episodes), first_order=self.first_order or not track, track=track)
         self.support_losses: list[Tensor] = []
         self.tapped: dict[str, Tensor] = {}
+        self.first_network: StackedBackbone | None = None
         self._features: tuple[Tensor, Tensor] | None = None
         self._uncounted: dict[str, Tensor] = {}
         self._backbone_names = frozenset(learner.adapted_names)
@@ -136,6 +138,11 @@ class TaskBatch:
     def shared(self) -> MutableMapping[str, Tensor]:
         """The backbone's other tensors by name, without a task axis; assign to replace one from here on."""
         return self.clone.module.shared
+
+    @property
+    def network(self) -> StackedBackbone:
+        """The network of every task as it is now."""
+        return self.clone.module
 
     @property
     def features(self) -> tuple[Tensor, Tensor]:
@@ -182,6 +189,7 @@ class TaskBatch:
         Their mean over S is the gradient of the task's loss. All examples of a batch are worked on at once, which takes
         S times a support pass.
         """
+        self.first_network = self.first_network or self.network.snapshot()
         copies, outputs = self.clone.module.of_examples(self.episodes.support_x)
         losses = objectives.example_losses(outputs, self.episodes.support_y)
         self.support_losses.append(losses.detach().mean(dim=1))
@@ -242,6 +250,7 @@ class TaskBatch:
         return self.clone.module.part("head", features)[0]
 
     def _body(self, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        self.first_network = self.first_network or self.network.snapshot()
         return self.clone.module.part("body", inputs, taps)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any, cast
@@ -38,7 +39,19 @@ class StackedBackbone(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs `[T, n, N]` of inputs `[T, n, ...]`."""
-        return self.part("head", self.part("body", inputs)[0])[0]
+        return self.tapped(inputs)[0]
+
+    def tapped(self, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs `[T, n, N]` of inputs `[T, n, ...]`, and what the modules of the body in `taps` gave on the way."""
+        features, seen = self.part("body", inputs, taps)
+        return self.part("head", features)[0], seen
+
+    def snapshot(self) -> StackedBackbone:
+        """The same network with the tensors it has now, whichever take their place here later."""
+        twin = copy.copy(self)
+        twin._parameters = dict(self._parameters)
+        twin.shared, twin.unadapted = dict(self.shared), dict(self.unadapted)
+        return twin
 
     def part(self, name: str, inputs: Tensor, taps: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Body (inputs to features) or head (features to outputs) of every task: `[T, n, ...]` to `[T, n, ...]`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -11,6 +11,7 @@ from torch import Tensor
 from metazoo import registry
 from metazoo.algorithm import Algorithm, OuterGroup
 from metazoo.episodes import Episodes
+from metazoo.learner import TaskBatch
 from metazoo.schema import parse
 
 
@@ -49,6 +50,9 @@ class Wrapper(Algorithm):
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.base.predict(episodes)
+
+    def adaptation(self, episodes: Episodes, steps: int | None = None) -> Iterator[TaskBatch]:
+        return self.base.adaptation(episodes, steps)
 
     @classmethod
     def written_in(cls, settings: Algorithm.Settings) -> set[type[Algorithm]]:
