@@ -16,7 +16,7 @@ from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import code_version, describe
 from metazoo.data.dataset import dataset
-from metazoo.domains import Stream, open_domain
+from metazoo.domains import Domain, Stream, open_domain
 from metazoo.episodes import Episodes
 from metazoo.errors import Diverged, UserError, unknown
 from metazoo.measures import ACCURACY, Measure
@@ -71,19 +71,8 @@ def evaluate(
     code = code_version(config)
     if code != run.code:
         reporter.note(f"{run.name} was trained with the code {run.code} and is evaluated with {code}.")
-    inputs = run.provenance.inputs
-    if dataset(target).kind != inputs.kind:
-        raise UserError(
-            f"{run.name} was trained on {inputs.kind} ({config.source}) and {target} is a data set of "
-            f"{dataset(target).kind}; evaluate it on {inputs.kind}."
-        )
-    domain = open_domain(target, config.size, home=data_home)
+    domain = target_domain(run, target, data_home)
     data = {"source": run.data, "target": domain.identity}
-    if target == config.source and data["target"] != run.data:
-        raise UserError(
-            f"The packed {domain.title} is not the one that {run.folder} was trained on, so its test classes "
-            "may have been seen; train anew, or prepare the data set as it was."
-        )
     for record in records.read([run.records] if run.records.exists() else []):
         asked = (target, "test", episodes, episode_seed, data, code)
         if asked == (record.target, record.split, record.episodes, record.episode_seed, record.data, record.code):
@@ -92,7 +81,7 @@ def evaluate(
             rules = known_rules([*rules, *record.evaluations])
 
     place = hardware.choose(device)
-    stream = domain.episodes(config, "test", episode_seed, place, inputs)
+    stream = domain.episodes(config, "test", episode_seed, place, run.provenance.inputs)
     chosen = {rule: _choose(run, rule) for rule in rules}
     # One model for each epoch, however many rules chose it.
     entries = {entry.epoch: entry for rule in rules for entry in chosen[rule]}
@@ -132,6 +121,28 @@ def evaluate(
     )
     records.append(run.records, record)
     return record
+
+
+def target_domain(run: Run, target: str, data_home: Path | None = None) -> Domain:
+    """The data set `target`, opened for the test of a run; a UserError where the run cannot be tested on it."""
+    inputs, source = run.provenance.inputs, run.config.source
+    if dataset(target).kind != inputs.kind:
+        raise UserError(
+            f"{run.name} was trained on {inputs.kind} ({source}) and {target} is a data set of "
+            f"{dataset(target).kind}; evaluate it on {inputs.kind}."
+        )
+    domain = open_domain(target, run.config.size, home=data_home)
+    if target == source and domain.identity != run.data:
+        raise UserError(
+            f"The packed {domain.title} is not the one that {run.folder} was trained on, so its test classes "
+            "may have been seen; train anew, or prepare the data set as it was."
+        )
+    return domain
+
+
+def restored(run: Run, rule: Rule, device: torch.device) -> Algorithm:
+    """The run's method with the weights that a selection rule takes; of an ensemble its best member."""
+    return _restore(run, _choose(run, rule)[0], device)
 
 
 def known_rules(names: Sequence[str]) -> list[Rule]:

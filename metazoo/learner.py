@@ -163,6 +163,17 @@ class TaskBatch:
         with torch.set_grad_enabled(self.track):
             return self._outputs(query=True)
 
+    def outputs(self, *, query: bool, at_start: bool = False) -> Tensor:
+        """Outputs `[T, n, N]` on the query or the support set, now or of `first_network`; without a graph."""
+        network = self.first_network if at_start else self.network
+        assert network is not None
+        with torch.no_grad():
+            if self._body_is_fixed:
+                features = self.features[query]
+            else:
+                features, _ = network.part("body", self.episodes.query_x if query else self.episodes.support_x)
+            return network.part("head", features)[0]
+
     def descend(self, losses: Tensor, rates: Mapping[str, float | Tensor]) -> None:
         """One step of gradient descent on `losses` `[T]`: tensor `name` moves by `-rates[name]` times its gradient.
 

@@ -45,6 +45,10 @@ def test_the_first_network_is_the_initialisation(method: type[InnerLoop]) -> Non
         outputs, _ = tasks.first_network.tapped(episodes.query_x)
     torch.testing.assert_close(outputs, at_start(algorithm), atol=1e-12, rtol=0)
     assert not torch.equal(outputs, tasks.query_logits())
+    assert torch.equal(tasks.outputs(query=True), tasks.query_logits())
+    torch.testing.assert_close(tasks.outputs(query=True, at_start=True), outputs, atol=1e-12, rtol=0)
+    support = functional_call(algorithm.backbone, dict(algorithm.backbone.named_parameters()), (episodes.support_x[2],))
+    torch.testing.assert_close(tasks.outputs(query=False, at_start=True)[2], support, atol=1e-12, rtol=0)
 
 
 def test_rescaling_before_the_first_step_shows_in_the_weights_and_not_in_the_outputs() -> None:
