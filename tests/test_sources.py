@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import tarfile
 
-import numpy as np
 import pytest
-from archives import python2_pickle, write_folder, write_tar, write_zip
+from archives import write_folder, write_tar, write_zip
 
-from metazoo.data.pickles import read_arrays
 from metazoo.data.sources import open_source, open_sources
 from metazoo.errors import UserError
 
@@ -153,47 +149,3 @@ def test_links_out_of_a_folder_are_refused_and_links_inside_followed(tmp_path):
     (folder / "a" / "3.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match="a link that leads out of"):
         contents(folder)
-
-
-def test_a_pickle_of_python_2_is_read():
-    values = np.arange(12, dtype=np.uint8).reshape(2, 6)
-    part = {b"data": values, b"labels": [3, 70_000], b"filenames": [b"a.png", b"\xff\x00.png"], b"batch_label": None}
-    read = read_arrays(io.BytesIO(python2_pickle(part)), "train")
-    np.testing.assert_array_equal(read.pop(b"data"), values)
-    assert read == {key: value for key, value in part.items() if key != b"data"}
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_of_python_3_is_read(protocol):
-    part = {"data": np.arange(6, dtype=np.float32).reshape(2, 3), "raw": b"\x00\xff", "names": ("a", ["b"], {"c"})}
-    read = read_arrays(io.BytesIO(pickle.dumps(part, protocol)), "train")
-    np.testing.assert_array_equal(read["data"], part["data"])
-    assert (read["raw"], read["names"]) == (part["raw"], part["names"])
-
-
-class Hostile:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize(
-    "function",
-    [os.system, os.mkdir, eval, exec, getattr, open, np.load, np.fromfile, np.memmap],
-    ids=lambda function: function.__name__,
-)
-def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path, function):
-    target = tmp_path / "touched"
-    content = pickle.dumps({b"data": Hostile(function, f"mkdir {target}" if function is os.system else str(target))})
-    with pytest.raises(UserError, match=r"train is not a pickle of plain arrays \(it asks for"):
-        read_arrays(io.BytesIO(content), "train")
-    assert not target.exists()
-
-
-def test_a_pickle_cut_short_is_a_sentence():
-    whole = python2_pickle({b"data": np.zeros((3, 5), np.uint8), b"fine_labels": [1, 2, 3]})
-    for length in range(len(whole)):
-        with pytest.raises(UserError, match="not a pickle of plain arrays"):
-            read_arrays(io.BytesIO(whole[:length]), "train")

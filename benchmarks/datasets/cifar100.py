@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from metazoo.data.dataset import DataSet, Download, Layout
-from metazoo.data.pickles import read_arrays
+from metazoo.data.pickles import read_pickle, text
 from metazoo.data.sources import Source
 from metazoo.errors import UserError
 
@@ -45,14 +45,15 @@ def binary_archive(sheet: DataSet, sources: Sequence[Source]) -> Layout | None:
 
 
 def _python_class_names(content: bytes, name: str) -> list[str]:
-    return [label.decode() for label in read_arrays(io.BytesIO(content), name)[b"fine_label_names"]]
+    return [text(label) for label in read_pickle(io.BytesIO(content), name)[b"fine_label_names"]]
 
 
 def _python_records(content: bytes, name: str) -> Records:
-    part = read_arrays(io.BytesIO(content), name)
-    rows = zip(part[b"filenames"], part[b"fine_labels"], part[b"data"], strict=True)
+    file = io.BytesIO(content)
+    part = read_pickle(file, name)
+    rows = zip(part[b"filenames"], part[b"fine_labels"], part[b"data"].rows(file), strict=True)
     for index, (filename, label, values) in enumerate(rows):  # the authors' file names are not unique across classes
-        yield f"{index}/{filename.decode()}", label, values
+        yield f"{index}/{text(filename)}", label, values
 
 
 def _binary_class_names(content: bytes, name: str) -> list[str]:
