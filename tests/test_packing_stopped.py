@@ -23,18 +23,19 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 from types import SimpleNamespace
 from archives import tiny_sheet
-import metazoo.data.packing as packing
-packing.BATCH = 1
+from metazoo.data import packer, rows
+from metazoo.data.packing import pack
+packer.BATCH = 1
 count = 0
-put = packing._SplitFile.put
+put = rows.RowWriter.put
 def killed(self, *arguments):
     global count
     count += 1
     if count == 20:
         os.kill(os.getpid(), signal.{signal})
-    put(self, *arguments)
-packing._SplitFile.put = killed
-packing.pack(tiny_sheet(), [Path({source!r})], home=Path({home!r}), force={force})
+    return put(self, *arguments)
+rows.RowWriter.put = killed
+pack(tiny_sheet(), [Path({source!r})], home=Path({home!r}), force={force})
 """
 
 

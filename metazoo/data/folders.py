@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,26 +30,29 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def building(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` when the block ends without an error; hold `locked(path)`.
+def building(path: Path, worth_keeping: Callable[[Path], bool] = lambda attempt: False) -> Iterator[Path]:
+    """A folder that takes the place of `path` when the block ends without an error; hold `locked(path)`.
 
-    What a killed process left of its attempt is removed first. On an error the attempt is removed and `path` untouched.
+    What a killed process left of its attempt is what the folder begins with if it is `worth_keeping`, and is removed
+    if not. On an error the attempt is removed and `path` untouched; on Ctrl-C an attempt that is worth keeping stays.
     """
     attempt, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
     if former.exists() and not path.exists():  # killed between the two renames below
         former.rename(path)
-    for rubbish in (attempt, former):
-        if rubbish.exists():
-            shutil.rmtree(rubbish)
-    attempt.mkdir()
+    if former.exists():
+        shutil.rmtree(former)
+    if attempt.exists() and not worth_keeping(attempt):
+        shutil.rmtree(attempt)
+    attempt.mkdir(exist_ok=True)
     try:
         yield attempt
         _flush(attempt)
         if path.exists():
             path.rename(former)
         attempt.rename(path)
-    except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, Exception) or not worth_keeping(attempt):
+            shutil.rmtree(attempt, ignore_errors=True)
         raise
     shutil.rmtree(former, ignore_errors=True)
 

@@ -51,6 +51,18 @@ Picture: TypeAlias = "bytes | Piece | Cropped | np.ndarray | PIL.Image.Image"
 """One image on its way into a store: an encoded file or where it lies, a box of one, a uint8 array [H, W] or [H, W, C],
 or a Pillow image. A `Piece` costs least: it is read by the process that decodes it."""
 
+
+def weight(picture: Picture) -> int:
+    """How many bytes of memory a picture takes."""
+    if isinstance(picture, Cropped):
+        picture = picture.content
+    if isinstance(picture, PIL.Image.Image):
+        return 4 * picture.width * picture.height
+    if isinstance(picture, np.ndarray):
+        return picture.nbytes
+    return 0 if isinstance(picture, Piece) else len(picture)
+
+
 RESIZES: Mapping[str, str] = {
     "straight": "to the square, whatever the shape",
     "shorter_side": "the shorter side to SIZE, then the square in the centre",

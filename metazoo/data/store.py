@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from metazoo.data.dataset import Count, DataSet, image_set
+from metazoo.data.twins import Twins
 from metazoo.errors import UserError
 from metazoo.files import sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ELSEWHERE = frozenset(("title", "form", "source", "twins"))
+"""Keys of a manifest that its identity does not depend on."""
 
 
 def data_home(home: Path | None = None) -> Path:
@@ -43,7 +46,9 @@ class SplitEntry:
 class Manifest:
     """What a store holds. Mean and standard deviation are per channel, of the train split's values in [0, 1].
 
-    `form` and `source` say where it came from: the form that was recognised, and the files with their SHA-256.
+    `resize` is how images became squares of `size` pixels: a Pillow filter, after the name of the way to resize where
+    that is not straight to the square. `form` and `source` say where it came from: the form that was recognised, and
+    the files with their SHA-256. `twins` are the identical images; None in stores of a metazoo that did not look.
     """
 
     name: str
@@ -56,12 +61,13 @@ class Manifest:
     splits: Mapping[str, SplitEntry]
     form: str = ""
     source: tuple[Mapping[str, Any], ...] = ()
+    twins: Twins | None = None
     format: int = FORMAT
 
     @property
     def identity(self) -> str:
         """SHA-256 (hex) over what the store holds: not over where it came from, or when, or in what form."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("title", "form", "source")}
+        content = {key: value for key, value in asdict(self).items() if key not in ELSEWHERE}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -84,6 +90,8 @@ class Manifest:
             }
             for key in ("mean", "std", "source"):
                 content[key] = tuple(content[key])
+            if content.get("twins") is not None:
+                content["twins"] = Twins.read(content["twins"])
             manifest = cls(splits=splits, **content)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}).") from error
@@ -144,7 +152,7 @@ class Store:
         return (
             counts == (dict(sheet.expected) or counts)
             and self.manifest.channels == sheet.channels
-            and self.manifest.resize == sheet.resample
+            and self.manifest.resize.split()[-1] == sheet.resample
         )
 
     def file(self, split: str) -> Path:
