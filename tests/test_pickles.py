@@ -14,6 +14,7 @@ from archives import python2_pickle
 
 from metazoo.data.arrays import FileArray, Span, read_npy
 from metazoo.data.pickles import LONG, entries, read_pickle
+from metazoo.data.pictures import Piece
 from metazoo.errors import UserError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -66,7 +67,7 @@ def test_rows_are_pieces_of_the_file_where_their_bytes_are_in_it(protocol, tmp_p
     path.write_bytes(pickle.dumps(IMAGES, protocol))
     with open(path, "rb") as file:
         images = read_pickle(file, "train.pkl")
-        pieces = images.pieces(str(path))
+        pieces = images.pieces(Piece(str(path)))
         if protocol < 3:  # there, bytes are written as characters
             assert pieces is None
             return

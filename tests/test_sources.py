@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from pathlib import Path
 
 import pytest
 from archives import write_folder, write_tar, write_zip
@@ -149,3 +150,30 @@ def test_links_out_of_a_folder_are_refused_and_links_inside_followed(tmp_path):
     (folder / "a" / "3.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match="a link that leads out of"):
         contents(folder)
+
+
+def test_a_file_is_where_it_is_said_to_lie(forms, tmp_path):
+    tar = forms["tar"]
+    write_folder(tmp_path, {"train.pkl": TREE["class_1/4.png"]})
+    for form, path in {**forms, "file": tmp_path / "train.pkl"}.items():
+        source = open_source(path)
+        found = {name: source.locate(name) for name in source.names}
+        assert all(found.values()) if form in ("folder", "tar", "file") else not any(found.values()), form
+        for name, piece in found.items():
+            content = TREE.get(name, TREE["class_1/4.png"])
+            if piece is not None:
+                whole = Path(piece.path).read_bytes()[piece.offset :]
+                assert whole[: piece.size] == content
+            with source.open(name) as file:
+                assert file.read(3) == content[:3]
+                file.seek(max(0, len(content) - 2))
+                assert file.read() == content[-2:]
+        assert [name for name, _ in source.pictures(set(source.names))] == list(source.names)
+    assert [picture.path for _, picture in open_source(tar).pictures({"class_1/4.png"})] == [str(tar)]
+
+
+def test_a_web_page_is_told_whatever_its_name(tmp_path):
+    path = tmp_path / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
+    with pytest.raises(UserError, match="is a web page"):
+        open_source(path)

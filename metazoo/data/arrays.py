@@ -93,16 +93,13 @@ class FileArray:
                 yield values.reshape(self.shape[1:])
             del waiting[: whole * row]
 
-    def pieces(self, path: str) -> Iterator[Piece | np.ndarray] | None:
-        """Its rows as pieces of `path`, the file that it lies in; None where they have to be read in order.
-
-        For arrays of uint8 images [n, H, W, C].
-        """
+    def pieces(self, file: Piece) -> Iterator[Piece] | None:
+        """Its rows where they lie in `file`; None where they have to be read in order. For images [n, H, W, C]."""
         if not isinstance(self.data, Span) or self.data.coded:
             return None
         self._refuse_columns()
-        row = self.size // max(1, len(self))
-        return (Piece(path, self.data.offset + index * row, row, self.shape[1:]) for index in range(len(self)))
+        start, row = file.offset + self.data.offset, self.size // max(1, len(self))
+        return (Piece(file.path, start + index * row, row, self.shape[1:]) for index in range(len(self)))
 
     def _refuse_columns(self) -> None:
         if self.fortran and len(self.shape) > 1:

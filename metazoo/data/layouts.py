@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from metazoo.data.dataset import DataSet, Layout
+from metazoo.data.pictures import Piece
 from metazoo.data.sources import Source
 from metazoo.errors import UserError
 
@@ -60,13 +61,13 @@ def _image_order(name: str) -> tuple[str, str]:
     return PurePosixPath(name).name, name
 
 
-def _pictures(sources: Sequence[Source], found: dict[str, list[str]]) -> Iterator[tuple[str, bytes]]:
+def _pictures(sources: Sequence[Source], found: dict[str, list[str]]) -> Iterator[tuple[str, bytes | Piece]]:
     wanted = {name for names in found.values() for name in names}
     for label, source in labelled(sources):
         prefix = f"{label}/"
         inside = {name.removeprefix(prefix) for name in wanted if name.startswith(prefix)}
-        for name, content in source.read(inside):
-            yield prefix + name, content
+        for name, picture in source.pictures(inside):
+            yield prefix + name, picture
 
 
 def _refuse_strangers(sheet: DataSet, sources: Sequence[Source], found: dict, ignored: list[str]) -> None:

@@ -10,13 +10,18 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
+from metazoo.data.pictures import Piece
 from metazoo.errors import UserError
+
+PLAIN_SUFFIXES = frozenset((".pkl", ".pickle", ".npz", ".csv", ".json", ".txt"))
+"""Files that are given by themselves and are a source of one file each; every other file has to be an archive."""
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 
@@ -38,18 +43,52 @@ class Source(ABC):
         self.path = path
 
     @abstractmethod
-    def _scan(self) -> Iterator[str]:
-        """The names of the files, in storage order."""
+    def _scan(self) -> Iterator[tuple[str, int, int]]:
+        """The files in storage order: name, and where its bytes begin in the source's own file and how many they are.
+
+        Twice -1 where they are not there, or not as they are.
+        """
 
     @abstractmethod
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
         """The contents of the wanted files, in storage order, one at a time."""
 
-    @cached_property
+    @abstractmethod
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """One file, to be read piecemeal. It can seek, which is cheap forwards only where it has to be decompressed."""
+
+    def locate(self, name: str) -> Piece | None:
+        """Where the bytes of a file lie on the disk; None if they have to be decompressed."""
+        index = self.names.index(name)
+        return Piece(str(self.path), self._offsets[index], self._sizes[index]) if self._offsets[index] >= 0 else None
+
+    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes | Piece]]:
+        """The wanted files in storage order, one at a time: where they lie, or their contents where they are packed."""
+        if min(self._offsets, default=-1) < 0:
+            yield from self.read(wanted)
+            return
+        for name, offset, size in zip(self.names, self._offsets, self._sizes, strict=True):
+            if name in wanted:
+                yield name, Piece(str(self.path), offset, size)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all files, in storage order."""
+        return self._index[0]
+
+    @property
+    def _offsets(self) -> array[int]:
+        return self._index[1]
+
+    @property
+    def _sizes(self) -> array[int]:
+        return self._index[2]
+
+    @cached_property
+    def _index(self) -> tuple[tuple[str, ...], array[int], array[int]]:
         seen: dict[str, None] = {}
-        for name in self._scan():
+        offsets, sizes = array("q"), array("q")
+        for name, offset, size in self._scan():
             parts = PurePosixPath(name).parts
             if ".." in parts or name.startswith("/"):
                 raise UserError(f"{self.path} holds a file whose name leads out of it, '{name}'; it is not a data set.")
@@ -58,7 +97,9 @@ class Source(ABC):
             if name in seen:
                 raise UserError(f"{self.path} holds '{name}' twice; it is damaged or was appended to.")
             seen[name] = None
-        return tuple(seen)
+            offsets.append(offset)
+            sizes.append(size)
+        return tuple(seen), offsets, sizes
 
     @property
     def images(self) -> list[str]:
@@ -69,9 +110,9 @@ class Source(ABC):
 class Folder(Source):
     """A folder on disk, with everything below it."""
 
-    def _scan(self) -> Iterator[str]:
+    def _scan(self) -> Iterator[tuple[str, int, int]]:
         with _reading(self.path):
-            yield from self._walk(self.path, "")
+            yield from ((name, -1, -1) for name in self._walk(self.path, ""))
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -92,6 +133,34 @@ class Folder(Source):
                 with _reading(self.path / name):
                     yield name, (self.path / name).read_bytes()
 
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with _reading(self.path / name), open(self.path / name, "rb") as file:
+            yield file
+
+    def locate(self, name: str) -> Piece:
+        return Piece(str(self.path / name))
+
+    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Piece]]:
+        return ((name, self.locate(name)) for name in self.names if name in wanted)
+
+
+class File(Source):
+    """One file that is no archive and was given by itself."""
+
+    def _scan(self) -> Iterator[tuple[str, int, int]]:
+        yield self.path.name, 0, self.path.stat().st_size
+
+    def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        if self.path.name in wanted:
+            with _reading(self.path):
+                yield self.path.name, self.path.read_bytes()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with _reading(self.path), open(self.path, "rb") as file:
+            yield file
+
 
 class Tar(Source):
     """A tar, plain or compressed with gzip, bzip2 or xz, read from front to back."""
@@ -106,9 +175,13 @@ class Tar(Source):
                     yield member, tar
             blocks.expect_end()
 
-    def _scan(self) -> Iterator[str]:
+    def _scan(self) -> Iterator[tuple[str, int, int]]:
+        with _Blocks(self.path) as blocks:
+            plain = not blocks.compressed
         for member, _ in self._members():
-            yield member.name.removeprefix("./")
+            there = plain and not member.issparse()
+            offset, size = (member.offset_data, member.size) if there else (-1, -1)
+            yield member.name.removeprefix("./"), offset, size
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
         for member, tar in self._members():
@@ -118,6 +191,16 @@ class Tar(Source):
                 assert file is not None
                 yield name, file.read()
 
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with _reading(self.path):
+            for member, tar in self._members():
+                if member.name.removeprefix("./") == name:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield file
+                    return
+
 
 class Zip(Source):
     """A zip archive."""
@@ -125,15 +208,20 @@ class Zip(Source):
     def _members(self, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         return sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.header_offset)
 
-    def _scan(self) -> Iterator[str]:
+    def _scan(self) -> Iterator[tuple[str, int, int]]:
         with _reading(self.path), zipfile.ZipFile(self.path) as archive:
-            yield from (info.filename for info in self._members(archive))
+            yield from ((info.filename, -1, -1) for info in self._members(archive))
 
     def read(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
         with _reading(self.path), zipfile.ZipFile(self.path) as archive:
             for info in self._members(archive):
                 if info.filename in wanted:
                     yield info.filename, archive.read(info)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with _reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(name) as file:
+            yield file
 
 
 class _Blocks:
@@ -147,6 +235,7 @@ class _Blocks:
         with open(path, "rb") as file:
             head = file.read(8)
         opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), None)
+        self.compressed = opener is not None
         self._file = opener(path) if opener else open(path, "rb")
         self._last = b""
 
@@ -197,6 +286,8 @@ def open_source(path: Path) -> Source:
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start:
         raise UserError(f"{path} is a web page and not an archive; open its link in a browser and get the file itself.")
+    if path.suffix.lower() in PLAIN_SUFFIXES:
+        return File(path)
     if head.startswith(b"PK"):
         return Zip(path)
     if head[257:262] == b"ustar" or any(head.startswith(magic) for magic in _COMPRESSIONS) or _is_old_tar(head):
