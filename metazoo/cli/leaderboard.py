@@ -24,6 +24,15 @@ def leaderboard(
         Path | None,
         typer.Option(help="Where to write the tables [default: leaderboards/SUITE; with --show: nowhere]."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            metavar="DIR",
+            help="Write it as one page for a browser, too: DIR/index.html.",
+            show_default=False,
+        ),
+    ] = None,
     records: Annotated[
         list[Path] | None,
         typer.Option(help="Records to use besides the runs' [default with --show: those that come with the suite]."),
@@ -50,7 +59,7 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from metazoo.leaderboard import typesetting
+    from metazoo.leaderboard import page, typesetting
     from metazoo.leaderboard.standings import Identities, Shelf, build, gather
     from metazoo.leaderboard.suite import load
 
@@ -64,8 +73,8 @@ def leaderboard(
     if show and records is None:
         files = _committed(suite, chosen)
     folder = out or (None if show else Path("leaderboards") / chosen.name)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
+    for wanted in filter(None, (folder, html)):
+        wanted.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
     failed = (
         []
         if show
@@ -76,6 +85,8 @@ def leaderboard(
     if folder is not None:
         written = typesetting.save(board, folder)
         print(f"Written: {', '.join(map(str, written))}")
+    if html is not None:
+        print(f"Written: {page.save(board, html, runs)}")
     if failed:
         raise typer.Exit(1)
 
