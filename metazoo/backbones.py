@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metazoo import blocks
 from metazoo.errors import Incompatible, UserError
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
@@ -165,6 +166,36 @@ class ConvBlock(nn.Sequential):
         self.norm = BatchStatisticsNorm(filters, eps=settings.norm_eps)
         self.pool = HalvingMaxPool() if pools else nn.Identity()
         self.activation = Conv4.activations[settings.activation]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All four modules as one function where nothing was put between them and nobody looks at what one gives."""
+        if not (self._is_whole() and blocks.fits(images, self.conv.weight)):
+            return super().forward(images)
+        return blocks.block(
+            images,
+            self.conv.weight,
+            self.conv.bias,
+            self.norm.weight,
+            self.norm.bias,
+            padding=int(self.conv.padding[0]),
+            eps=self.norm.eps,
+            slope=getattr(self.activation, "negative_slope", 0.0),
+            side=2 if isinstance(self.pool, HalvingMaxPool) else 1,
+        )
+
+    def _is_whole(self) -> bool:
+        children = list(self.children())
+        return tuple(map(type, children)) in _WHOLE and not any(
+            child._forward_hooks or child._forward_pre_hooks or child._backward_hooks for child in children
+        )
+
+
+_WHOLE = {
+    (nn.Conv2d, BatchStatisticsNorm, pool, activation)
+    for pool in (HalvingMaxPool, nn.Identity)
+    for activation in (nn.LeakyReLU, nn.ReLU)
+}
+"""What a ConvBlock consists of as long as no method has changed it."""
 
 
 class ResNet12(Backbone):

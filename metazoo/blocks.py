@@ -1,0 +1,162 @@
+"""One block of Conv4 in few passes over memory: convolution; then batch norm, max-pool and activation as one function.
+
+The derivation of batch norm's first and second derivative is in `metazoo.normalisation`; pooling and activation only
+choose and scale single values, which `native.c` remembers as one byte a window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metazoo import native
+from metazoo.convolution import channels_last, convolve, fold
+
+
+def fits(maps: Tensor, weight: Tensor) -> bool:
+    """Whether `block` can be used: on a CPU, with a C compiler, for tensors of one type and filters in sixteens."""
+    return (
+        maps.device.type == "cpu"
+        and maps.dtype == weight.dtype
+        and weight.shape[-4] % native.LANES == 0
+        and maps.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and native.kernels(maps.dtype) is not None
+    )
+
+
+def block(
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    padding: int,
+    eps: float,
+    slope: float,
+    side: int,
+) -> Tensor:
+    """Convolution, batch norm by the batch's statistics, max-pool over `side` x `side` pixels, (leaky) ReLU.
+
+    Maps `[n, C, H, W]` become `[n, F, H / side, W / side]`, channels last in memory; `side` is 1 or 2. Equals torch's
+    modules in numbers, gradients and second derivatives, ties of the max-pool included; the bias has a gradient of
+    exactly zero, because batch norm takes it away again. It may run under `torch.func.vmap` while gradients are taken
+    outside by autograd. A third derivative raises RuntimeError.
+    """
+    if bias is not None:
+        beta = beta + (bias - bias)
+    return _NormalisePool.apply(convolve(maps, weight, padding), gamma, beta, eps, slope, side)[0]
+
+
+class _NormalisePool(torch.autograd.Function):
+    """`(y, code, mean, r)` of `(z, gamma, beta)`, all but y for the derivatives."""
+
+    @staticmethod
+    def forward(
+        z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images, channels, height, width = z.shape
+        pooled = images, channels, height // side, width // side
+        y = torch.empty(pooled, dtype=z.dtype, memory_format=torch.channels_last)
+        code = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
+        gamma, beta = gamma.contiguous(), beta.contiguous()
+        mean, r = torch.empty_like(gamma), torch.empty_like(gamma)
+        shape = native.shape_of(z, side)
+        _run("normalise_pool", z.dtype, channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
+        return y, code, mean, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, gamma, _, _, ctx.slope, ctx.side = inputs
+        _, code, mean, r = output
+        ctx.mark_non_differentiable(code, mean, r)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z, gamma, code, mean, r)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 6
+        return *_Gradient.apply(dy, *ctx.saved_tensors, ctx.slope, ctx.side), None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        z: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        slope: float,
+        side: int,
+    ) -> Any:
+        """The task axis folded into the channels, which is where the convolution leaves it."""
+        tasks = info.batch_size
+        of_z, of_gamma, of_beta = in_dims[:3]
+        folded = fold(z, of_z, 1, tasks), fold(gamma, of_gamma, 0, tasks), fold(beta, of_beta, 0, tasks)
+        y, code, mean, r = _NormalisePool.apply(*folded, eps, slope, side)
+        maps = (tensor.unflatten(1, (tasks, -1)) for tensor in (y, code))
+        return (*maps, mean.view(tasks, -1), r.view(tasks, -1)), (1, 1, 0, 0)
+
+
+class _Gradient(torch.autograd.Function):
+    """`(dz, dgamma, dbeta)` of `(dy, z, gamma)`, where code, mean and r count as functions of z."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, z: Tensor, gamma: Tensor, code: Tensor, mean: Tensor, r: Tensor, slope: float, side: int
+    ) -> tuple[Tensor, ...]:
+        dy, z, gamma = channels_last(dy), channels_last(z), gamma.contiguous()
+        dz, dgamma, dbeta = torch.empty_like(z), torch.empty_like(gamma), torch.empty_like(gamma)
+        shape = native.shape_of(z, side)
+        _run("normalise_pool_backward", z.dtype, dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
+        ctx.slope, ctx.side = slope, side
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, z, code, gamma, mean, r, dgamma, dbeta)
+        return dz, dgamma, dbeta
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_SecondGradient.apply(*cotangents, *ctx.saved_tensors, ctx.slope, ctx.side), *(None,) * 5
+
+
+class _SecondGradient(torch.autograd.Function):
+    """Cotangents of dy, z and gamma from those of dz, dgamma and dbeta."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor | None,
+        u_gamma: Tensor | None,
+        u_beta: Tensor | None,
+        dy: Tensor,
+        z: Tensor,
+        code: Tensor,
+        gamma: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        dgamma: Tensor,
+        dbeta: Tensor,
+        slope: float,
+        side: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        u = torch.zeros_like(z) if u is None else channels_last(u)
+        u_gamma, u_beta = (t if t is None else t.contiguous() for t in (u_gamma, u_beta))
+        of_dy, of_z, of_gamma = torch.empty_like(dy), torch.empty_like(z), torch.empty_like(gamma)
+        given = u, u_gamma, u_beta, dy, z, code, gamma, mean, r, dgamma, dbeta
+        shape = native.shape_of(z, side)
+        _run("normalise_pool_second", z.dtype, *given, slope, shape, of_dy, of_z, of_gamma)
+        return of_dy, of_z, of_gamma
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("A block of metazoo.blocks has no third derivative.")
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: Tensor | float | native.Shape | None) -> None:
+    kernels = native.kernels(dtype)
+    assert kernels is not None, "`fits` was not asked"
+    kernels(name, *arguments)
