@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -38,12 +38,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's contents, in hex."""
+def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """The SHA-256 of a file's contents, in hex; `advance` is told how many bytes more were hashed."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
+SHOWN = 5  # groups of identical images
+
 Name = Annotated[str, typer.Argument(help="The data set; `metazoo data list` shows them.", show_default=False)]
 Home = Annotated[
     Path | None,
@@ -34,10 +36,21 @@ def prepare(
     ] = None,
     size: Size = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the authors' archives.")] = False,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            "--resize",
+            metavar="POLICY",
+            help="How images become squares: straight (the default), shorter_side (to SIZE, then the centre) or "
+            "enlarged (to 8/7 SIZE, then the centre).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again what is prepared already.")] = False,
     home: Home = None,
 ) -> None:
     """Read a data set from what you have of it, check it, and pack it for use.
+
+    What is stopped on the way goes on where it was when the command is given again.
 
     metazoo data prepare cifar_fs --from train.tar val.tar test.tar
     """
@@ -57,7 +70,7 @@ def prepare(
         from metazoo.data.download import fetch
 
         sources = fetch(sheet, data_home(home) / "downloads")
-    store = pack(sheet, sources, size, home, force)
+    store = pack(sheet, sources, size, home, force, resize)
     state = "was prepared already" if there else "is prepared"
     print(f"{sheet.title} {state} at {store.manifest.size} pixels: {store.path}")
     _describe(store)
@@ -96,7 +109,8 @@ def list_(home: Home = None) -> None:
             splits = store.manifest.splits.values()
             classes = " / ".join(f"{len(entry.classes):,}" for entry in splits)
             images = f"{sum(sum(entry.counts) for entry in splits):,}"
-            table.add_row(name, sheet.title, str(store.manifest.size), classes, images, _megabytes(store))
+            pixels = " ".join(filter(None, (str(store.manifest.size), _way(store))))
+            table.add_row(name, sheet.title, pixels, classes, images, _megabytes(store))
         if not found:
             classes = " / ".join(f"{count.classes:,}" for count in sheet.expected.values())
             images = f"{sum(count.images for count in sheet.expected.values()):,}" if sheet.expected else ""
@@ -112,7 +126,7 @@ def verify(
     name: Annotated[str | None, typer.Argument(help="One data set; all that are prepared by default.")] = None,
     home: Home = None,
 ) -> None:
-    """Hash what is prepared again, and say which file is not what was packed."""
+    """Hash what is prepared again, and say what it holds and which file is not what was packed."""
     from metazoo.data.dataset import image_set
     from metazoo.data.store import data_home, prepared
 
@@ -126,8 +140,9 @@ def verify(
         try:
             if isinstance(store, UserError):
                 raise store
-            store.verify()
+            _hash_again(store)
             print(f"sound    {path}")
+            _describe(store)
         except UserError as fault:
             print(f"damaged  {path}")
             faults.append(str(fault))
@@ -176,7 +191,49 @@ def _describe(store: Store) -> None:
         print(f"  {split:<5} {len(entry.classes):>5,} classes {sum(entry.counts):>7,} images")
     read = ", ".join(str(source.get("file") or source.get("folder")) for source in store.manifest.source)
     print(f"  read from {store.manifest.form}{read and ': '}{read}")
+    if way := _way(store):
+        print(f"  resized {way}, {store.manifest.resize.split()[-1]}")
     print(f"  {_megabytes(store)}, identity {store.manifest.identity[:16]}")
+    _twins(store)
+
+
+def _hash_again(store: Store) -> None:
+    from metazoo.progress import on_terminal
+
+    with on_terminal() as report, report.stage(f"hashing {store.path.name} (MB)", store.bytes >> 20) as stage:
+        hashed = 0
+
+        def advance(count: int) -> None:
+            nonlocal hashed
+            hashed += count
+            stage.update(hashed >> 20)
+
+        store.verify(advance)
+
+
+def _twins(store: Store) -> None:
+    twins = store.twins()
+    for split, number in twins.within.items():
+        print(f"  identical images within {split}: {number:,} {'group' if number == 1 else 'groups'}")
+    if twins.across:
+        print(
+            f"  identical images in more than one split: {twins.across:,} {'group' if twins.across == 1 else 'groups'}"
+        )
+    for group in twins.groups[:SHOWN]:
+        print(f"    {' = '.join(group)}")
+    if twins.total > SHOWN:
+        print(f"    and {twins.total - SHOWN:,} more")
+    if twins.across:
+        print(
+            f"metazoo: warning: {store.manifest.title} has identical images in more than one split; they are kept, as "
+            "its splits have them.",
+            file=sys.stderr,
+        )
+
+
+def _way(store: Store) -> str:
+    """How the images of a store became squares, where they were not resized straight to them."""
+    return store.manifest.resize.rpartition(" ")[0]
 
 
 def _altered(sheet: DataSet, store: Store) -> list[str]:
@@ -187,4 +244,4 @@ def _altered(sheet: DataSet, store: Store) -> list[str]:
 
 
 def _megabytes(store: Store) -> str:
-    return f"{sum(store.file(split).stat().st_size for split in store.manifest.splits) / 1e6:,.0f} MB"
+    return f"{store.bytes / 1e6:,.0f} MB"

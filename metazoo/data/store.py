@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from metazoo.data.dataset import Count, DataSet, image_set
-from metazoo.data.twins import Twins
+from metazoo.data.twins import Twins, find_twins
 from metazoo.errors import UserError
 from metazoo.files import sha256_of
 
@@ -178,16 +179,54 @@ class Store:
             class_sizes=sizes,
         )
 
-    def verify(self) -> None:
-        """Hash every array again. Raises UserError naming each file whose bytes are not the ones that were packed."""
+    @property
+    def bytes(self) -> int:
+        """Of all arrays."""
+        return sum(math.prod(self.shape(split)) for split in self.manifest.splits)
+
+    def verify(self, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Hash every array again, and see that no class is in two splits.
+
+        Args:
+            advance: called with the number of bytes that were hashed since the last call.
+
+        Raises UserError naming each file whose bytes are not the ones that were packed, or the class.
+        """
+        home: dict[str, str] = {}
+        for split, entry in self.manifest.splits.items():
+            for name in entry.classes:
+                if home.setdefault(name, split) != split:
+                    raise UserError(f"{self.path} holds the class '{name}' in both {home[name]} and {split}.")
         wrong = [
             str(self.file(name))
             for name, entry in self.manifest.splits.items()
-            if sha256_of(self.file(name)) != entry.sha256
+            if sha256_of(self.file(name), advance) != entry.sha256
         ]
         if wrong:
             verb = "differs" if len(wrong) == 1 else "differ"
             raise UserError(f"{', '.join(wrong)} {verb} from what was packed; prepare the data set again with --force.")
+
+    def twins(self) -> Twins:
+        """The identical images: as found when they were packed, else (in stores from before) of what is stored."""
+        if self.manifest.twins is not None:
+            return self.manifest.twins
+        splits = [self.split(name) for name in self.manifest.splits]
+        starts = np.cumsum([0, *(len(split) for split in splits)])
+        marks = np.empty((starts[-1], 16), np.uint8)
+        for start, split in zip(starts, splits, strict=False):
+            for row, image in enumerate(split.images):
+                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                marks[start + row] = np.frombuffer(digest, np.uint8)
+
+        def split_of(image: int) -> int:
+            return int(np.searchsorted(starts, image, side="right")) - 1
+
+        def name(image: int) -> str:
+            split, row = splits[split_of(image)], image - starts[split_of(image)]
+            of_class = int(np.searchsorted(split.class_starts, row, side="right")) - 1
+            return f"{split.name}/{split.class_names[of_class]}/{row - split.class_starts[of_class]}"
+
+        return find_twins(marks, lambda image: splits[split_of(image)].name, name)
 
 
 def open_store(name: str, size: int | None = None, home: Path | None = None) -> Store:

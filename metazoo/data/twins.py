@@ -31,19 +31,9 @@ class Twins:
         """From a manifest. Raises KeyError, TypeError or ValueError if it is not what `asdict` made."""
         return cls(dict(content["within"]), int(content["across"]), tuple(map(tuple, content["groups"])))
 
-    def lines(self) -> list[str]:
-        """What to tell a person, most important first."""
-        found = []
-        if self.across:
-            found.append(f"{_groups(self.across)} of identical images in more than one split{self._example()}")
-        for split, number in self.within.items():
-            if number:
-                example = "" if self.across else self._example()
-                found.append(f"{_groups(number)} of identical images within {split}{example}")
-        return found
-
-    def _example(self) -> str:
-        return f", such as {' = '.join(self.groups[0])}" if self.groups else ""
+    @property
+    def total(self) -> int:
+        return self.across + sum(self.within.values())
 
 
 def find_twins(marks: np.ndarray, split_of: Callable[[int], str], name: Callable[[int], str]) -> Twins:
@@ -75,7 +65,3 @@ def find_twins(marks: np.ndarray, split_of: Callable[[int], str], name: Callable
         else:
             within[splits[0]] = within.get(splits[0], 0) + 1
     return Twins(within, number, tuple([*across, *alone][:LISTED]))
-
-
-def _groups(number: int) -> str:
-    return "1 group" if number == 1 else f"{number:,} groups"
