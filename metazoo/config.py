@@ -9,13 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 import metazoo
 from metazoo import registry
 from metazoo.algorithm import Algorithm
+from metazoo.augmentation import Augmentation
 from metazoo.backbones import Conv4, Mlp, ResNet12
 from metazoo.schema import Strict, parse
+
+Normalisation = Literal["none", "imagenet", "source", "per_data_set"]
 
 BackboneSettings = Annotated[Conv4.Settings | ResNet12.Settings | Mlp.Settings, Field(discriminator="name")]
 
@@ -50,6 +61,14 @@ class TrainingSettings(Strict):
     """Ways of the training episodes where they are not those of validation and test; for methods that allow it."""
     legacy_restart_every: PositiveInt | None = None
     """Iterations after which Adam is made anew, as BOIL's and CML's official code does every 100."""
+    augmentation: Augmentation | None = None
+    """What is done to training images; to those of validation and test nothing ever is."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A training without augmentation is written as before there was any, so that its run keeps its name."""
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if key != "augmentation" or value is not None}
 
 
 class RunConfig(Strict):
@@ -62,8 +81,9 @@ class RunConfig(Strict):
     """The data set trained on."""
     size: PositiveInt | None = None
     """Image side in pixels; the data set's own size by default, none where there are no images."""
-    normalisation: Literal["none", "imagenet", "source"] = "none"
-    """`none` leaves pixels in [0, 1]; `source` standardises with the source's training split, also on other targets."""
+    normalisation: Normalisation = "none"
+    """`none` leaves pixels in [0, 1]; `source` standardises with the source's training split, also on other targets;
+    `per_data_set` each data set with what its fact sheet lays down, which is how CxGrad's data loader does it."""
     ways: PositiveInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15

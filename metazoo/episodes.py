@@ -21,6 +21,7 @@ import torch
 from metazoo.data.store import Split
 from metazoo.errors import UserError
 from metazoo.images import ImageTable
+from metazoo.placement import Place
 
 __all__ = ["EpisodeRows", "EpisodeSampler", "EpisodeStream", "Episodes", "ImageTable"]
 
@@ -248,6 +249,7 @@ class EpisodeStream:
         self.sampler, self.table = sampler, table
         self.queries = sampler.ways * sampler.queries
         """Query images of an episode."""
+        self.place: Place | None = table.place
 
     def batch(self, start: int, count: int) -> Episodes:
         """Episodes `start` to `start + count - 1`, as `EpisodeSampler.rows` names them; their images in one gather."""

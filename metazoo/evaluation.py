@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from metazoo import assembly, hardware, objectives, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
-from metazoo.config import code_version, describe
+from metazoo.config import RunConfig, code_version, describe
 from metazoo.data.dataset import dataset
 from metazoo.domains import Domain, Stream, open_domain
 from metazoo.episodes import Episodes
 from metazoo.errors import Diverged, UserError, unknown
+from metazoo.leaks import Leak, find_leak, leak_text
 from metazoo.measures import ACCURACY, Measure
+from metazoo.placement import known_placement
+from metazoo.prefetching import batches
 from metazoo.progress import Reporter
 from metazoo.records import AnyEvaluation, ErrorEvaluation, Evaluation, Interval, Record, Rule
 from metazoo.run import Run, now
@@ -48,13 +52,18 @@ def evaluate(
     command: str = "",
     reporter: Reporter | None = None,
     data_home: Path | None = None,
+    images_on: str = "auto",
+    drop_leaking: bool = False,
 ) -> Record:
     """Score a finished run on the test episodes of `target` (its source by default), under each selection rule.
 
     `last` takes the weights after the last epoch, `best` those that were best in validation; `ensemble` is the mean of
     the raw query outputs of the best ones (as many as the run kept), each adapted by itself. The record is
     appended to the run's records, too; one that is there already, of the same target, episodes, data and code, is
-    returned as it is.
+    returned as it is. Where the target's test classes are among those that the source trains on, the record names them
+    (`Record.leak`); with `drop_leaking`, no episode draws them, and the test episodes are other ones than usual.
+
+    `images_on` says where the images lie (`Placement`, or auto), which changes the speed and nothing else.
 
     Raises UserError for a run that is not finished, a damaged checkpoint, or a data set the run cannot be tested on;
     OutOfMemory where the device's memory does not suffice; Diverged where a prediction is not a number.
@@ -73,15 +82,28 @@ def evaluate(
         reporter.note(f"{run.name} was trained with the code {run.code} and is evaluated with {code}.")
     domain = target_domain(run, target, data_home)
     data = {"source": run.data, "target": domain.identity}
+    leak = _leak(config, target, data_home, drop_leaking, reporter)
     for record in records.read([run.records] if run.records.exists() else []):
         asked = (target, "test", episodes, episode_seed, data, code)
-        if asked == (record.target, record.split, record.episodes, record.episode_seed, record.data, record.code):
+        there = (record.target, record.split, record.episodes, record.episode_seed, record.data, record.code)
+        if asked == there and record.leak == leak:
             if record.evaluations.keys() >= set(rules):
                 return record
             rules = known_rules([*rules, *record.evaluations])
 
     place = hardware.choose(device)
-    stream = domain.episodes(config, "test", episode_seed, place, run.provenance.inputs)
+    images = domain.place(["test"], place, known_placement(images_on))
+    stream = domain.episodes(
+        config,
+        "test",
+        episode_seed,
+        place,
+        run.provenance.inputs,
+        images.placement if images else None,
+        leak.left_out if leak else (),
+    )
+    if images and (images_on != "auto" or place.type == "cuda"):  # else nothing was there to choose
+        reporter.note(images.text)
     chosen = {rule: _choose(run, rule) for rule in rules}
     # One model for each epoch, however many rules chose it.
     entries = {entry.epoch: entry for rule in rules for entry in chosen[rule]}
@@ -107,6 +129,7 @@ def evaluate(
         episodes=episodes,
         episode_seed=episode_seed,
         queries_per_episode=stream.queries,
+        leak=leak,
         evaluations=evaluations,
         batch_norm=batch_norm(next(iter(models.values()))),
         parameters=summary.parameters,
@@ -143,6 +166,18 @@ def target_domain(run: Run, target: str, data_home: Path | None = None) -> Domai
 def restored(run: Run, rule: Rule, device: torch.device) -> Algorithm:
     """The run's method with the weights that a selection rule takes; of an ensemble its best member."""
     return _restore(run, _choose(run, rule)[0], device)
+
+
+def _leak(
+    config: RunConfig, target: str, data_home: Path | None, drop_leaking: bool, reporter: Reporter
+) -> Leak | None:
+    """What leaks from a run's source into the target's test classes, said now rather than after the test."""
+    leak = find_leak(config.source, target, config.size, data_home)
+    if leak is None:
+        return None
+    leak = leak.model_copy(update={"dropped": drop_leaking and bool(leak.trained)})
+    reporter.note(leak_text(leak, config.source, target))
+    return leak
 
 
 def known_rules(names: Sequence[str]) -> list[Rule]:
@@ -189,21 +224,24 @@ def episode_scores(
     modes = {key: model.training for key, model in models.items()}
     size = hardware.tasks_at_once(tasks_per_pass, device, STACKED_TASKS, nn.ModuleList(models.values()))
     scores: dict[Key, list[Tensor]] = {key: [] for key in committees}
+    gathered = max(size, GATHER_TASKS)
+    spans = ((start, min(gathered, episodes - start)) for start in range(0, episodes, gathered))
+    coming = batches(stream, spans)
     done = 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with closing(coming), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         for model in models.values():
             model.eval()
         try:
-            while done < episodes:
-                batch = stream.batch(done, min(max(size, GATHER_TASKS), episodes - done))
-                try:
-                    outputs = {key: _outputs(model, batch, size) for key, model in models.items()}
-                except RuntimeError as error:
-                    if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
-                        raise
-                    size //= 2
-                    continue
+            for batch in coming:
+                outputs: dict[int, Tensor] = {}
+                while not outputs:
+                    try:
+                        outputs = {key: _outputs(model, batch, size) for key, model in models.items()}
+                    except RuntimeError as error:
+                        if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
+                            raise
+                        size //= 2
                 for committee, members in committees.items():
                     mean = torch.stack([outputs[id(model)] for model in members]).mean(dim=0)
                     scores[committee].append(objectives.scores(mean, batch.query_y))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metazoo.data.families import FunctionFamily, Range
 from metazoo.episodes import BLOCK, STREAM, Episodes, words
 from metazoo.errors import UserError
+from metazoo.placement import Place
 
 
 class FunctionStream:
@@ -37,6 +38,7 @@ class FunctionStream:
         self._random_queries = queries if self._grid is None else 0
         self.queries = queries if self._grid is None else len(self._grid)
         """Query points of an episode."""
+        self.place: Place | None = None
         identity = json.dumps([STREAM, family.name, split, shots, self._random_queries, seed])
         self._key = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
         self._block: tuple[int, list[torch.Tensor]] | None = None

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from metazoo.data.store import Split
+from metazoo.placement import Placement, choose
 
-# A table may take this share of the device's free memory; the rest is for training.
-SHARE_OF_FREE_MEMORY = 0.5
 # On a CPU a large batch is made this many values at a time: what one step writes, the next still finds in the cache.
 VALUES_AT_A_TIME = 1 << 20
 
@@ -22,9 +21,8 @@ VALUES_AT_A_TIME = 1 << 20
 class ImageTable:
     """The uint8 images of a split, gathered by row as normalised floating-point tensors on `device`.
 
-    On the CPU the table is the packed file itself, memory-mapped and not copied. On a GPU it is one tensor there if
-    it takes at most half of the free memory; otherwise the images stay in the packed file and each batch travels
-    through pinned host memory, with the same results. `resident` overrides that choice.
+    `placement` says where the table lies, one of `Placement`; by default `placement.choose` does. On a GPU the images
+    of a batch that are not there already travel through pinned host memory. The results are the same, bit for bit.
 
     A pixel p in 0..255 becomes p * scale + shift, where scale = 1 / (255 std) and shift = -mean / std, with `mean`
     and `std` one number per channel in units of [0, 1] (default 0 and 1). The product is rounded before the sum, not
@@ -40,7 +38,7 @@ class ImageTable:
         dtype: torch.dtype = torch.float32,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        resident: bool | None = None,
+        placement: Placement | None = None,
     ) -> None:
         if not dtype.is_floating_point:
             raise ValueError(f"Images are gathered in a floating-point type, not {dtype}.")
@@ -57,8 +55,11 @@ class ImageTable:
         self._shift = self._per_channel([-m / s for m, s in zip(means, stds, strict=True)]) if any(means) else None
 
         images = _tensor(split.images).flatten(1)
-        self.resident = fits(images.nbytes, self.device) if resident is None else resident
-        self._images = images.to(self.device) if self.resident else images
+        self.place = choose(images.nbytes, self.device, placement)
+        if self.place.placement == "disk":
+            self._images = images
+        else:  # a copy: `to` alone would leave a mapped file where it is
+            self._images = images.to(self.device if self.place.placement == "device" else "cpu", copy=True)
         self._pixel_blocks, self._image_blocks = _Blocks(), _Blocks()
 
     def __len__(self) -> int:
@@ -68,13 +69,13 @@ class ImageTable:
         """The images of `rows` (int64 of any shape [*]) as [*, C, H, W]; IndexError for a row not in the table."""
         index = torch.as_tensor(rows)
         flat = index.reshape(-1)
-        if not self.resident:
+        if self.device.type == "cpu":
+            images = self._gathered_by_parts(flat)
+        elif self._images.device.type == "cpu":
             size = len(flat), self._images.shape[1]
             staging = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             pixels = self.send(torch.index_select(self._images, 0, flat.cpu(), out=staging))
             images = self._normalised(pixels.to(self.dtype))
-        elif self.device.type == "cpu":
-            images = self._gathered_by_parts(flat)
         else:
             images = self._normalised(self._images.index_select(0, self.send(flat)).to(self.dtype))
         return images.view(*index.shape, *self.image_shape)
@@ -107,14 +108,6 @@ class ImageTable:
 
     def _per_channel(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.device)[:, None]
-
-
-def fits(nbytes: int, device: torch.device) -> bool:
-    """Whether a table of `nbytes` bytes should live on `device`: on a GPU, if half of what is free there holds it."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return nbytes <= free * SHARE_OF_FREE_MEMORY
 
 
 def _tensor(images: np.ndarray) -> torch.Tensor:

@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from contextlib import closing
 from types import FrameType
 from typing import Any
 
@@ -15,11 +16,14 @@ from metazoo import assembly, hardware, objectives
 from metazoo.backbones import parameter_count
 from metazoo.config import RunConfig, TrainingSettings
 from metazoo.domains import Domain
+from metazoo.episodes import Episodes
 from metazoo.errors import Diverged
 from metazoo.evaluation import episode_scores, interval, load_weights
 from metazoo.gradient_norms import GradientRecord
 from metazoo.metrics import MetricsLog
 from metazoo.outer_step import OuterStep
+from metazoo.placement import Placement
+from metazoo.prefetching import batches
 from metazoo.progress import Reporter, Stage
 from metazoo.run import Run, Summary
 
@@ -84,6 +88,7 @@ class Trainer:
         tasks_per_pass: int | None,
         reporter: Reporter,
         record_gradients: bool = False,
+        placement: Placement | None = None,
     ):
         self.settings = config.training
         self.device = device
@@ -92,9 +97,9 @@ class Trainer:
         self.measure = domain.measure
         self.model = assembly.build(config, domain.inputs).to(device)
         self.tasks_per_pass = hardware.tasks_at_once(tasks_per_pass, device, self.settings.meta_batch, self.model)
-        self.stream = domain.episodes(config, "train", config.seed, device, domain.inputs)
+        self.stream = domain.episodes(config, "train", config.seed, device, domain.inputs, placement)
         # The validation episodes are the same for every seed.
-        self.validation = domain.episodes(config, "val", 0, device, domain.inputs)
+        self.validation = domain.episodes(config, "val", 0, device, domain.inputs, placement)
         self.groups = self.model.outer_groups()
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.optimizer = self._new_optimizer()
@@ -156,11 +161,14 @@ class Trainer:
         begun = looked = saved = time.perf_counter()
         first = self.iteration
         self.model.train()
-        with self.reporter.stage("training", settings.epochs * settings.iterations_per_epoch, self.iteration) as stage:
+        size = settings.meta_batch
+        coming = batches(self.stream, ((iteration * size, size) for iteration in range(first, end)))
+        total = settings.epochs * settings.iterations_per_epoch
+        with self.reporter.stage("training", total, first) as stage, closing(coming):
             while self.iteration < end:
                 if stop.requested:
                     raise Stopped
-                self._step(outer)
+                self._step(outer, next(coming))
                 self.iteration += 1
                 clock = time.perf_counter()
                 if clock - looked >= LOOK_SECONDS:
@@ -173,14 +181,13 @@ class Trainer:
             self.loss_sum.item()  # on a GPU, wait for the work that is still queued: it belongs to this epoch's time
             self.epoch_seconds = before + time.perf_counter() - begun
 
-    def _step(self, outer: OuterStep) -> None:
-        """One outer iteration. Nothing here waits for the device."""
+    def _step(self, outer: OuterStep, batch: Episodes) -> None:
+        """One outer iteration on its meta-batch. Nothing here waits for the device."""
         settings = self.settings
         scale = 1 / settings.meta_batch if settings.reduction == "mean" else 1.0
         if settings.legacy_restart_every and self.iteration % settings.legacy_restart_every == 0:
             self.optimizer = self._new_optimizer()
             self._set_rates(outer)
-        batch = self.stream.batch(self.iteration * settings.meta_batch, settings.meta_batch)
         self.optimizer.zero_grad(set_to_none=True)
         if self.gradients:
             self.gradients.enter(self.iteration)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag
 
 from metazoo.errors import UserError
+from metazoo.leaks import Leak
 from metazoo.measures import ACCURACY, SQUARED_ERROR, Measure
 from metazoo.schema import Strict, parse
 
@@ -105,6 +106,8 @@ class Record(Strict):
     episodes: int = 0
     episode_seed: int = 0
     queries_per_episode: int = 0
+    leak: Leak | None = None
+    """The test classes that the source trains or selects on, None where there are none."""
     evaluations: dict[Rule, AnyEvaluation] = {}
     batch_norm: str = ""
     """Whose statistics batch normalisation used, in words."""

@@ -14,6 +14,7 @@ from metazoo.config import RunConfig, code_version, identity, resolve, run_name
 from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Stopped, StopRequest, Trainer
+from metazoo.placement import known_placement
 from metazoo.progress import Reporter
 from metazoo.run import Provenance, Run, now
 
@@ -32,13 +33,15 @@ def train(
     reporter: Reporter | None = None,
     data_home: Path | None = None,
     record_gradients: bool = False,
+    images_on: str = "auto",
 ) -> Run:
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
     `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch, but on a CPU 1 if the network has
     convolutions. It changes memory and speed, and the result only by rounding. With `record_gradients`, the metrics
     hold the norms of the gradients, too (`GradientRecord`); the training stays the same, bit for bit. What cannot work
-    is refused and leaves no folder behind.
+    is refused and leaves no folder behind. `images_on` says where the images lie (`Placement`, or auto): it changes the
+    speed and nothing else.
 
     Raises:
         UserError: for a config, data set or folder that cannot be used.
@@ -68,7 +71,11 @@ def train(
     place = hardware.choose(device)
     # The caller's random numbers are left as they were.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients)
+        images = domain.place(["train", "val"], place, known_placement(images_on))
+        placement = images.placement if images else None
+        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients, placement)
+        if images:
+            (reporter or Reporter()).note(images.text)
         if run is None:
             provenance = Provenance(
                 identity=identity(config, data, code),

@@ -20,6 +20,7 @@ from tiny import tiny_sets  # noqa: F401
 from metazoo import checkpoint, outer_loop, registry, training
 from metazoo.checkpoint import Checkpoints
 from metazoo.config import identity
+from metazoo.episodes import Episodes
 from metazoo.errors import UserError
 from metazoo.outer_step import OuterStep
 from metazoo.run import Run
@@ -73,10 +74,10 @@ def interrupt_at(iteration: int, monkeypatch: pytest.MonkeyPatch, home: Path, **
     """A run that saves after every iteration and crashed in the middle of one."""
     step = outer_loop.Trainer._step
 
-    def crashing(self: outer_loop.Trainer, outer: OuterStep) -> None:
+    def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
         if self.iteration == iteration:
             raise StopAt
-        step(self, outer)
+        step(self, outer, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
@@ -117,7 +118,7 @@ def test_a_run_that_crashed_inside_an_epoch_goes_on_as_if_it_had_not(
     steps = []
     step = outer_loop.Trainer._step
     monkeypatch.setattr(
-        outer_loop.Trainer, "_step", lambda self, first: (steps.append(self.iteration), step(self, first))
+        outer_loop.Trainer, "_step", lambda self, *given: (steps.append(self.iteration), step(self, *given))
     )
     again = training.train(tiny.config(), home=tmp_path / "crashed")
     assert steps == list(range(6, 12)) and again.state == "done"

@@ -19,6 +19,7 @@ from metazoo.algorithms.anil import ANIL
 from metazoo.algorithms.cxgrad import CxGrad
 from metazoo.algorithms.maml import MAML
 from metazoo.algorithms.modgrad import ModGrad
+from metazoo.episodes import Episodes
 from metazoo.gradient_norms import GradientRecord, MeanNorms
 from metazoo.outer_step import OuterStep
 from metazoo.progress import Message, Reporter
@@ -137,10 +138,10 @@ def test_a_stopped_training_goes_on_recording(tmp_path: Path, monkeypatch: pytes
     straight = training.train(config, home=tmp_path / "straight", record_gradients=True)
     step = outer_loop.Trainer._step
 
-    def crashing(self: outer_loop.Trainer, outer: OuterStep) -> None:
+    def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
         if self.iteration == 6:
             raise StopAt
-        step(self, outer)
+        step(self, outer, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)

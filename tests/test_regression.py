@@ -135,11 +135,11 @@ class Stop(Exception):
 def test_an_interrupted_training_goes_on_bit_for_bit(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Trainer._step
 
-    def stopping(self: Trainer, outer: Any) -> None:
+    def stopping(self: Trainer, *given: Any) -> None:
         if self.iteration == 33:
             self.save()
             raise Stop
-        step(self, outer)
+        step(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping)
@@ -180,7 +180,7 @@ def test_stacking_changes_only_rounding(algorithm: str) -> None:
         asked = resolve(config(algorithm=algorithm, settings={"inner_steps": 1}), None)
         subject = Trainer(asked, open_domain("sinusoid"), CPU, tasks_per_pass, Reporter())
         assert subject.tasks_per_pass == (tasks_per_pass or 5)
-        subject._step(outer_loop.OuterStep())
+        subject._step(outer_loop.OuterStep(), subject.stream.batch(0, 5))
         weights.append(torch.cat([parameter.grad.flatten() for parameter in subject.parameters]))
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=1e-4, atol=1e-5)
@@ -202,7 +202,7 @@ def test_maml_learns_to_adapt() -> None:
     domain = open_domain("sinusoid")
     subject = Trainer(asked, domain, CPU, None, Reporter())
     for subject.iteration in range(600):
-        subject._step(outer_loop.OuterStep())
+        subject._step(outer_loop.OuterStep(), subject.stream.batch(25 * subject.iteration, 25))
     test = domain.episodes(asked, "test", 0, CPU, domain.inputs)
     errors = episode_scores({"it": [subject.model]}, test, 200, CPU)["it"]
     targets = test.batch(0, 200).query_y

@@ -46,7 +46,7 @@ def trainer(tasks_per_pass: int | None = None, **changes: Any) -> Trainer:
 def meta_gradient(tasks_per_pass: int | None = None, **changes: Any) -> list[torch.Tensor]:
     """What Adam was given in the first outer iteration."""
     subject = trainer(tasks_per_pass, meta_batch=4, **changes)
-    subject._step(OuterStep())
+    subject._step(OuterStep(), subject.stream.batch(0, 4))
     gradients = [parameter.grad for parameter in subject.parameters]
     assert all(gradient is not None for gradient in gradients)
     return [gradient.clone() for gradient in gradients if gradient is not None]
@@ -353,11 +353,12 @@ def test_progress_of_a_worker_shows_in_its_parent(tmp_path: Path, monkeypatch: p
     assert "maml on tiny: a sentence" in shown
 
 
-def test_a_training_says_nothing_by_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_says_only_where_its_images_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     training.train(tiny.config(), home=tmp_path)
+    assert capfd.readouterr() == ("", "")
     with progress.on_terminal() as reporter:
         training.train(tiny.config(seed=1), home=tmp_path, reporter=reporter)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "images: 31.7 kB mapped from disk\n")
 
 
 def test_a_devices_description_has_its_name_and_memory() -> None:
