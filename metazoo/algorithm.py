@@ -85,6 +85,8 @@ class Algorithm(nn.Module, ABC):
         """The hyper-parameters with their defaults."""
 
     settings: Settings
+    step_limit: int | None = None
+    """The most inner steps it can take; None where there is no limit (see `InnerLoop.limit_steps`)."""
 
     def __init__(self, backbone: Backbone, settings: Settings | None = None):
         super().__init__()
@@ -106,6 +108,11 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def predict(self, episodes: Episodes) -> Tensor:
         """Query outputs `[T, Q, N]` after adaptation, with no graph kept; what validation and test score."""
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Inner steps in validation and test; 0 for a method that has none."""
+        return 0
 
     def adaptation(self, episodes: Episodes, steps: int | None = None) -> Iterator[TaskBatch]:
         """The tasks in adaptation, as at test, after each of `steps` inner steps (by default as many as `predict` has).
@@ -145,8 +152,6 @@ class InnerLoop(Algorithm):
         """Ignore second derivatives in the meta-gradient."""
 
     settings: Settings
-    step_limit: int | None = None
-    """The most inner steps it can take; None where there is no limit (see `limit_steps`)."""
 
     def __init__(self, backbone: Backbone, settings: Algorithm.Settings | None = None):
         super().__init__(backbone, settings)
@@ -165,7 +170,6 @@ class InnerLoop(Algorithm):
 
     @property
     def evaluation_steps(self) -> int:
-        """Inner steps in validation and test."""
         return self.settings.evaluation_steps or self.settings.inner_steps
 
     def limit_steps(self, what: str) -> None:

@@ -38,6 +38,7 @@ class Wrapper(Algorithm):
 
     def build(self) -> None:
         self.base = registry.create(self.settings.base, self.backbone, self.settings.base_settings)
+        self.step_limit = self.base.step_limit
 
     def outer_groups(self) -> Sequence[OuterGroup]:
         """Those of the base, and one of what the wrapper adds."""
@@ -50,6 +51,10 @@ class Wrapper(Algorithm):
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self.base.predict(episodes)
+
+    @property
+    def evaluation_steps(self) -> int:
+        return self.base.evaluation_steps
 
     def adaptation(self, episodes: Episodes, steps: int | None = None) -> Iterator[TaskBatch]:
         return self.base.adaptation(episodes, steps)

@@ -98,5 +98,8 @@ def test_a_wrapper_shows_its_base_and_a_metric_method_has_nothing_to_show() -> N
     wrapped = tiny_algorithm(CML)
     *_, tasks = wrapped.adaptation(episodes)
     assert torch.equal(tasks.query_logits(), wrapped.predict(episodes))
+    assert wrapped.evaluation_steps == 5 and tiny_algorithm(ProtoNet).evaluation_steps == 0
+    limited = tiny_algorithm(CML, CML.Settings(base="alfa", base_settings={"inner_steps": 2}))
+    assert (limited.step_limit, wrapped.step_limit) == (2, None)
     with pytest.raises(Incompatible, match="ProtoNet has no inner steps"):
         tiny_algorithm(ProtoNet).adaptation(episodes)

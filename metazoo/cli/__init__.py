@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metazoo.cli import data, evaluate, leaderboard, plugins, train
+from metazoo.cli import analyze, data, evaluate, leaderboard, plugins, train
 from metazoo.errors import UserError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("new-algorithm")(plugins.new_algorithm)
 app.command("check")(plugins.check)
+app.add_typer(analyze.app, name="analyze", help="Figures from finished runs, each with the numbers behind it.")
 app.add_typer(data.app, name="data", help="Prepare, list, verify and look at data sets.")
 
 
