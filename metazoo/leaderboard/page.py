@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import metazoo
 from metazoo.files import write_text
 from metazoo.leaderboard.cards import Card, cards
 from metazoo.leaderboard.charts import Curve, Frame, Scale, top_of
@@ -90,7 +89,6 @@ def html(board: Leaderboard, runs: Path | None = None) -> str:
         scatters=scatters(board, {key: card.id for key, card in made.items()}),
         machines=len({record.hardware for record in board.measured}),
         tables=[_numbered(table) for table in document.tables[1:]],
-        version=metazoo.__version__,
     )
 
 
@@ -180,13 +178,13 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"prose": _prose, "anchor": _anchor}
+    environment.filters |= {"prose": prose, "anchor": _anchor}
     return environment.get_template("page.html").render(
-        **values, style=style, script=script, style_hash=_digest(style), script_hash=_digest(script)
+        **values, style=style, script=script, style_hash=digest(style), script_hash=digest(script)
     )
 
 
-def _prose(text: str) -> Any:
+def prose(text: str) -> Any:
     """A sentence of ours or of a plugin's with its `code` set as such; the rest is escaped as everything is."""
     from markupsafe import Markup, escape
 
@@ -200,6 +198,6 @@ def _anchor(title: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """What the page's security policy knows its own style and script by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from metazoo import registry
 from metazoo.config import describe
 from metazoo.evaluation import interval
 from metazoo.files import write_text
-from metazoo.leaderboard import typesetting
+from metazoo.leaderboard import page, typesetting
 from metazoo.leaderboard.published import Literature
 from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
 from metazoo.leaderboard.suite import Suite
@@ -51,6 +52,20 @@ def texts(board: Leaderboard) -> dict[str, str]:
         "leaderboard.tex": typesetting.latex(document),
         "leaderboard.csv": typesetting.to_csv(board),
         "leaderboard.json": typesetting.to_json(board),
+        "leaderboard.html": page.html(board, HERE / "runs"),
+    }
+
+
+def made_up_metrics() -> dict[str, list[dict[str, float]]]:
+    """What two runs logged, one of which diverged after its first epoch; the others' runs are nowhere."""
+    return {
+        "golden_steady-0": [
+            {"epoch": 1, "train_accuracy": 0.41, "validation_accuracy": 0.52, "validation_interval": 0.021},
+            {"epoch": 2, "train_accuracy": 0.55, "validation_accuracy": 0.507, "validation_interval": 0.02},
+        ],
+        "golden_half-1": [
+            {"epoch": 1, "train_accuracy": 0.3, "validation_accuracy": 0.33, "validation_interval": 0.018},
+        ],
     }
 
 
@@ -111,5 +126,7 @@ def _evaluations(skill: float, number: int, seed: int) -> dict[str, Evaluation]:
 
 if __name__ == "__main__":
     write_text(HERE / "records.jsonl", "".join(record.model_dump_json() + "\n" for record in made_up_records()))
+    for run, lines in made_up_metrics().items():
+        write_text(HERE / "runs" / run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     for name, text in texts(leaderboard()).items():
         write_text(HERE / name, text)
