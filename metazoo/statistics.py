@@ -11,22 +11,30 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from metazoo.errors import UserError
-
-LEVEL = 0.95
-"""Confidence level of every interval that is printed."""
+from metazoo.populations import EPISODES, LEVEL, Population
 
 ALPHA = 0.05
 """Chance, over a whole column, of telling apart two methods that are equal."""
 
+POWER = 0.8
+"""Chance of telling apart two methods that differ, which the numbers of episodes needed are for."""
+
+
+def interval(values: ArrayLike, population: Population = EPISODES, level: float = LEVEL) -> float:
+    """Half-width of the interval for the mean of `values`, in their own unit.
+
+    `values` has one an episode [E], at least two; or [S, E] for S trainings tested on the same episodes. What the
+    interval speaks of is the population's to say.
+    """
+    return population.spread(_trainings(values)).half_width(level)
+
 
 def episode_interval(accuracies: ArrayLike, level: float = LEVEL) -> float:
-    """Half-width of Student's t interval for the mean of per-episode accuracies, in their own unit.
+    """Half-width of Student's t interval for the mean of per-episode accuracies [E], in their own unit.
 
-    `accuracies` has one value an episode, at least two. Its meaning: the mean accuracy over all episodes that could be
-    drawn, for this trained network.
+    Its meaning: the mean accuracy over all episodes that could be drawn from the same classes, for this network.
     """
-    values = _episodes(accuracies)
-    return float(_quantile(level, values.size) * values.std(ddof=1) / math.sqrt(values.size))
+    return EPISODES.spread(_episodes(accuracies)[None]).half_width(level)
 
 
 def query_interval(p: float, n: int) -> float:
@@ -49,19 +57,14 @@ class Comparison:
     p_value: float
 
 
-def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Comparison:
-    """Paired t-test of `first` - `second`, the accuracies [E] of two methods on the same episodes in the same order."""
-    one, other = _episodes(first), _episodes(second)
+def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, population: Population = EPISODES) -> Comparison:
+    """Paired t-test of `first` - `second`: two methods' values [E] or [S, E] on the same episodes in the same order."""
+    one, other = _trainings(first), _trainings(second)
     if one.shape != other.shape:
-        raise ValueError(f"a paired comparison of {one.size} with {other.size} episodes")
+        raise ValueError(f"a paired comparison of {one.shape} with {other.shape} values")
     differences = one - other
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(differences.size)
-    # A constant difference leaves only rounding as its spread.
-    if error <= 1e-12:
-        return Comparison(mean, 0.0, 1.0 if abs(mean) <= 1e-12 else 0.0)
-    p_value = 2.0 * float(stats.t.sf(abs(mean) / error, differences.size - 1))
-    return Comparison(mean, _quantile(level, differences.size) * error, p_value)
+    mean, spread = float(differences.mean()), population.spread(differences)
+    return Comparison(mean, 0.0 if spread.error <= 1e-12 else spread.half_width(level), spread.p_value(mean))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -74,32 +77,54 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def told_apart(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """Which methods a paired test tells apart, symmetric [M, M], from per-episode accuracies [M, E].
+def better(values: ArrayLike, alpha: float = ALPHA, population: Population = EPISODES) -> NDArray[np.bool_]:
+    """[M, M]: whether a paired test tells the method of the row to be better than that of the column.
 
-    Holm's correction runs over all pairs of the column, not only the pairs with its best: which method is best was read
-    off the same episodes, and a correction over M - 1 comparisons finds false differences more often than `alpha` says.
+    `values` are [M, E] or [M, S, E], the highest the best. Holm's correction runs over all pairs of the column, not
+    only the pairs with its best: which method is best was read off the same episodes, and a correction over M - 1
+    comparisons finds false differences more often than `alpha` says. What follows from two differences is one, too: if
+    all that was told is true, so is what follows from it, so `alpha` holds as before.
     """
-    table = _methods(accuracies)
+    table = _methods(values)
     rows, columns = np.triu_indices(len(table), k=1)
-    p_values = [compare(table[row], table[column]).p_value for row, column in zip(rows, columns, strict=True)]
-    apart = np.zeros((len(table), len(table)), dtype=bool)
-    apart[rows, columns] = holm(p_values) <= alpha
-    return apart | apart.T
+    differences = [_trainings(table[i] - table[j]) for i, j in zip(rows, columns, strict=True)]
+    means = np.array([float(pair.mean()) for pair in differences])
+    p_values = [population.spread(pair).p_value(mean) for pair, mean in zip(differences, means, strict=True)]
+    told, above = holm(p_values) <= alpha, means > 0
+    result = np.zeros((len(table), len(table)), dtype=bool)
+    result[rows, columns] = told & above
+    result[columns, rows] = told & ~above
+    for between in range(len(table)):
+        result |= np.outer(result[:, between], result[between])
+    return result
 
 
-def indistinguishable_from_best(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """Which methods [M] are the best of per-episode accuracies [M, E], or cannot be told from it (`told_apart`)."""
-    table = _methods(accuracies)
-    return np.asarray(~told_apart(table, alpha)[int(table.mean(axis=1).argmax())])
+@dataclass(frozen=True)
+class Rank:
+    """The ranks a method may have, from 1: what it would be if every test not passed were decided for, or against, it.
+
+    Two methods that the test cannot tell apart always have a rank in common, and with the chance of `better`'s alpha
+    all true ranks of a column lie within these.
+    """
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-def ranks(accuracies: ArrayLike, alpha: float = ALPHA) -> NDArray[np.int64]:
-    """Ranks [M] from 1: one more than the number of methods that are better and told apart, so ties share a rank."""
-    table = _methods(accuracies)
-    means = table.mean(axis=1)
-    better = told_apart(table, alpha) & (means[None, :] > means[:, None])
-    return np.asarray(1 + better.sum(axis=1), dtype=np.int64)
+def ranks(above: NDArray[np.bool_]) -> list[Rank]:
+    """The ranks of M methods from `better` [M, M]."""
+    return [
+        Rank(1 + int(over), len(above) - int(under))
+        for over, under in zip(above.sum(axis=0), above.sum(axis=1), strict=True)
+    ]
+
+
+def among_the_best(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which methods [M] nobody is told to be better than, from `better` [M, M]."""
+    return np.asarray(~above.any(axis=0))
 
 
 def seed_spread(means: Sequence[float]) -> float | None:
@@ -107,21 +132,73 @@ def seed_spread(means: Sequence[float]) -> float | None:
     return float(np.std(np.asarray(means, dtype=float), ddof=1)) if len(means) > 1 else None
 
 
-def _quantile(level: float, episodes: int) -> float:
-    return float(stats.t.ppf(0.5 + level / 2.0, episodes - 1))
+def power(difference: float, deviation: float, episodes: int, alpha: float = ALPHA) -> float:
+    """Chance that a paired t-test at `alpha` tells apart methods whose true mean difference is `difference`.
+
+    `deviation` is the standard deviation of the per-episode differences, in the same unit.
+    """
+    freedom = episodes - 1
+    critical = float(stats.t.ppf(1.0 - alpha / 2.0, freedom))
+    shift = abs(difference) / deviation * math.sqrt(episodes)
+    if shift > 30.0:  # where scipy's noncentral t has no digits left
+        return 1.0
+    wrong_way = float(stats.nct.cdf(-critical, freedom, shift)) if shift < 3.0 else 0.0
+    return float(stats.nct.sf(critical, freedom, shift)) + wrong_way
 
 
-def _episodes(accuracies: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(accuracies, dtype=float)
-    if values.ndim != 1:
-        raise ValueError(f"expected one accuracy an episode, not shape {values.shape}")
-    if values.size < 2:
-        raise UserError(f"An interval over episodes needs at least 2 episodes, not {values.size}.")
-    return values
+def episodes_needed(difference: float, deviation: float, alpha: float = ALPHA, wanted: float = POWER) -> int | None:
+    """The fewest episodes that tell a true `difference` with that power; None where there is nothing to tell.
+
+    At least 2; 10 million where it would be more.
+    """
+    if deviation <= 0.0 or abs(difference) <= 1e-9 * deviation:
+        return None
+    fewest, enough = 2, 2
+    while power(difference, deviation, enough, alpha) < wanted:
+        fewest, enough = enough, 2 * enough
+        if enough > 10_000_000:
+            return 10_000_000
+    while fewest < enough:
+        middle = (fewest + enough) // 2
+        if power(difference, deviation, middle, alpha) < wanted:
+            fewest = middle + 1
+        else:
+            enough = middle
+    return enough
 
 
-def _methods(accuracies: ArrayLike) -> NDArray[np.float64]:
-    table = np.asarray(accuracies, dtype=float)
-    if table.ndim != 2 or len(table) < 1:
-        raise ValueError(f"expected accuracies [methods, episodes], not shape {table.shape}")
+def detectable(deviation: float, episodes: int, alpha: float = ALPHA, wanted: float = POWER) -> float:
+    """The smallest true difference that so many episodes tell with that power, in the unit of `deviation`."""
+    from scipy.optimize import brentq
+
+    if deviation <= 0.0:
+        return 0.0
+    high = 2.0 * deviation * float(stats.t.ppf(1.0 - alpha / 2.0, episodes - 1) + 3.0) / math.sqrt(episodes)
+    return float(brentq(lambda gap: power(gap, deviation, episodes, alpha) - wanted, 0.0, high))
+
+
+def _episodes(values: ArrayLike) -> NDArray[np.float64]:
+    found = np.asarray(values, dtype=float)
+    if found.ndim != 1:
+        raise ValueError(f"expected one value an episode, not shape {found.shape}")
+    if found.size < 2:
+        raise UserError(f"An interval over episodes needs at least 2 episodes, not {found.size}.")
+    return found
+
+
+def _trainings(values: ArrayLike) -> NDArray[np.float64]:
+    """[S, E], also of one training's [E]."""
+    found = np.asarray(values, dtype=float)
+    if found.ndim not in (1, 2):
+        raise ValueError(f"expected values [episodes] or [trainings, episodes], not shape {found.shape}")
+    table = np.atleast_2d(found)
+    for row in table:
+        _episodes(row)
+    return table
+
+
+def _methods(values: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(values, dtype=float)
+    if table.ndim not in (2, 3) or len(table) < 1:
+        raise ValueError(f"expected values [methods, episodes], not shape {table.shape}")
     return table

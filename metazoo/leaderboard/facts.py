@@ -45,9 +45,9 @@ def facts(board: Leaderboard) -> dict[str, str]:
         "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; results are averaged over them episode by episode",
         "±": f"half-width of Student's t {INTERVAL}, for these trained networks, had other episodes been drawn; "
         "how trainings with other seeds would differ is not in it",
-        "Bold": "the best of its column, and all that a paired t-test on the shared episodes cannot tell from it "
-        "(5 %, Holm's correction over all pairs of the column)",
-        "Rank": "1 + the number of methods that are better and told apart by that test",
+        "Bold": "no other method is told to be better by paired t-tests on the shared episodes (5 %, Holm's "
+        "correction over all pairs of the column)",
+        "Rank": "the ranks that these tests leave open, so methods that cannot be told apart share some",
         "Batch norm": _distinct(record.batch_norm for record in board.measured),
         "Hardware": _distinct(record.hardware for record in board.measured),
         "Versions": _distinct(

@@ -20,7 +20,7 @@ from metazoo.leaderboard.published import Literature, Number, literature
 from metazoo.leaderboard.suite import Column, Row, Suite, Training
 from metazoo.records import Record, Rule, Status, read
 from metazoo.schema import parse
-from metazoo.statistics import episode_interval, indistinguishable_from_best, query_interval, ranks, seed_spread
+from metazoo.statistics import Rank, among_the_best, better, episode_interval, query_interval, ranks, seed_spread
 
 FAILURES = "failures.jsonl"
 """Beside the runs: why cells have no run's folder to say it, or no result in it."""
@@ -190,9 +190,9 @@ class Cell:
 class Standing:
     """How a cell compares with the others of its column."""
 
-    rank: int
+    rank: Rank
     best: bool
-    """It is the best, or a paired test cannot tell it from the best."""
+    """No other is told to be better by the paired tests."""
 
 
 @dataclass(frozen=True)
@@ -258,11 +258,9 @@ def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
         return {}
     sign = compared[0].measured[0].evaluations[compared[0].rule].measure.sign  # so that the highest is the best
     table = sign * np.stack([values for cell in compared if (values := cell.values(cell.rule)) is not None])
-    order, best = ranks(table), indistinguishable_from_best(table)
-    return {
-        (cell.row.label, cell.column): Standing(int(order[index]), bool(best[index]))
-        for index, cell in enumerate(compared)
-    }
+    above = better(table)
+    found = zip(compared, ranks(above), among_the_best(above), strict=True)
+    return {(cell.row.label, cell.column): Standing(rank, bool(best)) for cell, rank, best in found}
 
 
 def _beside(cell: Cell, suite: Suite, papers: Literature) -> list[Beside]:

@@ -133,7 +133,7 @@ def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[
     if standing is None:
         marks.append(notes.add("Tested on other images than the rest of its column, so not compared with it."))
     best = standing is not None and standing.best
-    rank = Entry(str(standing.rank), value=standing.rank) if standing else Entry(NOTHING)
+    rank = Entry(str(standing.rank), value=standing.rank.first) if standing else Entry(NOTHING)
     return [Entry(board.suite.measure.cell(*result), best, tuple(marks), result[0]), rank]
 
 

@@ -158,7 +158,8 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
         "interval_over_episodes": _rounded(result[1] if result else None),
         "interval_over_queries": _rounded(cell.over_queries),
         "sd_over_seeds": _rounded(cell.over_seeds),
-        "rank": standing.rank if standing else None,
+        "rank": standing.rank.first if standing else None,
+        "rank_to": standing.rank.last if standing else None,
         "best": standing.best if standing else None,
         "runs": [record.run for record in cell.measured],
         "by_rule": {
