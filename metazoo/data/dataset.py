@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -161,6 +162,11 @@ class DataSet(FactSheet):
     @property
     def pixels(self) -> int:
         return self.size
+
+    @cached_property
+    def split_of(self) -> Mapping[str, str]:
+        """Class name -> the split it belongs to."""
+        return {name: split for split, names in self.splits.items() for name in names}
 
     def layout(self, sources: Sequence[Path] = (), size: int | None = None) -> Layout:
         """Recognise the form in which the user has the images.

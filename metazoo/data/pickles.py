@@ -37,14 +37,14 @@ def read_pickle(file: IO[bytes], name: str) -> Any:
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn whatever a damaged pickle raises into a sentence about `name`."""
+def reading(name: str, what: str = "a pickle of plain arrays") -> Iterator[None]:
+    """Turn whatever a damaged file raises into a sentence about `name`, which should be `what`."""
     try:
         yield
     except (UserError, GeneratorExit):
         raise
     except Exception as error:
-        raise UserError(f"{name} is not a pickle of plain arrays ({error}); get the file again.") from error
+        raise UserError(f"{name} is not {what} ({error}); get the file again.") from error
 
 
 def text(value: object) -> str:
@@ -61,6 +61,14 @@ def entries(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("it holds no dict")
     return {text(key): item for key, item in value.items()}
+
+
+def integers(values: object, file: IO[bytes]) -> list[int]:
+    """A list of whole numbers, or an array of them in `file`. Raises ValueError if it is none."""
+    found = values.read(file).ravel().tolist() if isinstance(values, FileArray) else values
+    if not isinstance(found, (list, tuple)) or not all(type(value) is int for value in found):
+        raise ValueError("something else is where whole numbers should be")
+    return list(found)
 
 
 def _reconstruct(*_: object) -> FileArray:
