@@ -41,7 +41,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cropped:
-    """A picture of which only a box is stored: left, upper, right, lower in pixels, the last two not included."""
+    """A picture of which only a box is stored: left, upper, right, lower in pixels, the last two not included.
+
+    What of the box lies outside the picture is not stored.
+    """
 
     content: bytes | Piece
     box: tuple[int, int, int, int]
@@ -186,11 +189,11 @@ def _check_png(content: bytes) -> None:
 
 
 def _cropped(image: PIL.Image.Image, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-    left, upper, right, lower = box
     width, height = image.size
-    if not (0 <= left < right <= width and 0 <= upper < lower <= height):
+    left, upper, right, lower = max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+    if not (left < right and upper < lower):
         raise ValueError(f"the box {box} is not inside its {width} x {height} pixels")
-    return image.crop(box)
+    return image.crop((left, upper, right, lower))
 
 
 def fingerprint(image: PIL.Image.Image, pixels: bytes) -> bytes:
