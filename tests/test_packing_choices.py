@@ -1,0 +1,225 @@
+"""What a store can be made of, and how: pieces of files, boxes, ways to resize, processes; identical images."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from archives import SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree, write_folder, write_tar
+from lethal import Lethal
+from menagerie import empty_home, left_in, tiny_folder  # noqa: F401
+from PIL import Image
+from torchvision.transforms.v2 import functional as torchvision
+
+from metazoo.data import packer
+from metazoo.data.dataset import Layout
+from metazoo.data.packing import pack
+from metazoo.data.pictures import RESIZES, Cropped, Piece, Recipe, decode, fingerprint, stored
+from metazoo.data.store import Manifest
+from metazoo.data.workers import Workers
+from metazoo.errors import UserError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+
+
+def as_jpeg(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def by_pillow(content: bytes, mode: str = "RGB") -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert(mode))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 97}, {"comment": "x" * 300}]
+)
+def test_a_plain_jpeg_is_decoded_as_pillow_decodes_it(options):
+    for side in (1, 8, 31, 84):
+        content = as_jpeg(Image.fromarray(NOISE).resize((side, 84)), **options)
+        np.testing.assert_array_equal(decode(content, "it", 3), by_pillow(content))
+
+
+def test_jpegs_of_other_kinds_are_left_to_pillow():
+    image = Image.fromarray(NOISE)
+    for mode in ("L", "CMYK", "YCbCr"):
+        content = as_jpeg(image.convert(mode))
+        for channels, wanted in ((3, "RGB"), (1, "L")):
+            np.testing.assert_array_equal(decode(content, "it", channels), by_pillow(content, wanted), mode)
+
+
+def test_a_damaged_jpeg_is_refused_or_what_pillow_makes_of_it():
+    content = as_jpeg(Image.fromarray(NOISE))
+    for length in range(0, len(content) - 2, 41):
+        with pytest.raises(UserError, match="'it' does not decode"):
+            decode(content[:length], "it", 3)
+    for position in range(2, len(content), 23):
+        damaged = content[:position] + bytes([content[position] ^ 0x5A]) + content[position + 1 :]
+        try:
+            expected = by_pillow(damaged)
+        except Exception:
+            with pytest.raises(UserError, match="'it' does not decode"):
+                decode(damaged, "it", 3)
+        else:
+            np.testing.assert_array_equal(decode(damaged, "it", 3), expected)
+
+
+def test_a_piece_is_read_where_it_lies(tmp_path):
+    image = Image.fromarray(pixels("ant", 0))
+    file = tmp_path / "file"
+    file.write_bytes(b"before" + encoded(image) + pixels("bee", 1).tobytes())
+    end = len(encoded(image)) + 6
+    assert decode(Piece(str(file), 6, end - 6), "it", 3) == image
+    assert decode(Piece(str(file), end, SIDE * SIDE * 3, (SIDE, SIDE, 3)), "it", 3) == Image.fromarray(pixels("bee", 1))
+    for piece in (Piece(str(file), end, 1000), Piece(str(tmp_path / "gone"))):
+        with pytest.raises(UserError, match="'it' does not decode"):
+            decode(piece, "it", 3)
+
+
+def test_of_a_cropped_picture_the_box_is_stored():
+    content = encoded(NOISE)
+    box = (10, 20, 50, 81)
+    assert decode(Cropped(content, box), "it", 3) == Image.fromarray(NOISE[20:81, 10:50])
+    assert decode(Cropped(content, (-1, -9, 71, 91)), "it", 3) == Image.fromarray(NOISE)
+    for outside in ((70, 0, 90, 5), (0, 90, 5, 95), (5, 5, 5, 9), (-5, -5, 0, 0)):
+        with pytest.raises(UserError, match=r"'it' does not decode \(the box .* is not inside its 70 x 90 pixels\)"):
+            decode(Cropped(content, outside), "it", 3)
+
+
+@pytest.mark.parametrize("size", [15, 84])
+@pytest.mark.parametrize("shape", [(90, 70), (61, 100), (100, 100), (84, 84), (33, 47)])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_images_are_resized_as_torchvision_does_it(size, shape, resample):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    interpolation = getattr(torchvision.InterpolationMode, resample.upper())
+    expected = {
+        "straight": image.resize((size, size), Image.Resampling[resample.upper()]),
+        "shorter_side": torchvision.center_crop(torchvision.resize(image, [size], interpolation), [size]),
+        "enlarged": torchvision.center_crop(
+            torchvision.resize(image, [round(size * 8 / 7)] * 2, interpolation), [size]
+        ),
+    }
+    assert set(expected) == set(RESIZES)
+    for resize, other in expected.items():
+        found = stored(image, Recipe(3, size, resample, resize=resize))
+        np.testing.assert_array_equal(found, np.asarray(other).transpose(2, 0, 1), resize)
+
+
+def test_the_way_to_resize_is_part_of_the_identity_and_a_store_has_one(tmp_path, home):
+    image = encoded(NOISE)
+    folder = write_folder(tmp_path / "noise", dict.fromkeys(tiny_tree(), image))
+    identities = {}
+    for resize in RESIZES:
+        store = pack(tiny_sheet(), [folder], home=home, resize=resize, force=True)
+        identities[resize] = store.manifest.identity
+        assert store.fits(tiny_sheet()) and Manifest.read(store.path / "manifest.json") == store.manifest
+    assert len(set(identities.values())) == 3
+    assert store.manifest.resize == "enlarged bicubic"
+    assert pack(tiny_sheet(), [folder], home=home).manifest == store.manifest  # none was asked for
+    with pytest.raises(UserError, match=r"menagerie-8 is there already, resized 'enlarged bicubic' and not 'bicubic'"):
+        pack(tiny_sheet(), [folder], home=home, resize="straight")
+    with pytest.raises(UserError, match="no way to resize called 'centre'"):
+        pack(tiny_sheet(), [folder], home=home, resize="centre")
+    assert pack(tiny_sheet(), [folder], home=home, force=True).manifest.identity == identities["straight"]
+
+
+def test_the_manifests_of_the_first_stores_are_read(tmp_path, folder, home):
+    path = pack(tiny_sheet(), [folder], home=home).path / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["twins"]
+    path.write_text(json.dumps(content))
+    first = Manifest.read(path)
+    assert first.twins is None and first.identity == content["identity"]
+    assert first.resize == "bicubic"
+
+
+@pytest.mark.parametrize("order", ["name", "content"])
+def test_any_number_of_processes_gives_the_same_store(tmp_path, home, order, monkeypatch):
+    monkeypatch.setattr(packer, "BATCH", 3)
+    monkeypatch.setattr(packer, "SMALL", 0)
+    sheet = tiny_sheet(ordered_by=order, rotations=(0, 90), expected={})
+    source = write_tar(tmp_path / "t.tar", dict(reversed(tiny_tree().items())))
+    stores = [pack(sheet, [source], home=home / str(count), workers=count) for count in (0, 1, 3)]
+    assert len({store.manifest.identity for store in stores}) == 1
+    assert len({str(store.manifest.twins) for store in stores}) == 1
+    for split in SPLITS:
+        assert len({store.file(split).read_bytes() for store in stores}) == 1
+    assert sorted(path.name for path in stores[2].path.iterdir()) == [
+        "manifest.json",
+        "test.bin",
+        "train.bin",
+        "val.bin",
+    ]
+
+
+def test_an_image_that_a_process_cannot_decode_is_named(tmp_path, home):
+    source = write_tar(tmp_path / "t.tar", tiny_tree() | {"eel/2.png": b"no image"})
+    with pytest.raises(UserError, match=r"The image 't\.tar/eel/2\.png' does not decode"):
+        pack(tiny_sheet(), [source], home=home, workers=2)
+    assert left_in(home) == []
+
+
+def test_a_process_that_dies_is_a_sentence():
+    with Workers(Lethal(), 2) as pool:
+        assert [future.result() for future in [pool.submit("fine", value) for value in range(9)]] == list(range(1, 10))
+        with pytest.raises(UserError, match=r"A process that was packing images ended before its time \(status -9\)"):
+            pool.submit("die").result()
+
+
+def test_processes_end_with_the_block():
+    with pytest.raises(KeyboardInterrupt), Workers(Lethal(), 2) as pool:
+        processes = [process._popen for process in pool._processes]
+        pool.submit("fine", 1).result()
+        raise KeyboardInterrupt
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_identical_images_are_found(tmp_path, home):
+    tree = tiny_tree()
+    tree["bee/3.png"] = tree["ant/0.png"]
+    tree["cat/1.png"] = tree["cat/0.png"] = encoded(Image.fromarray(pixels("gnu", 2)), "BMP")
+    for order in ("name", "content"):
+        store = pack(tiny_sheet(ordered_by=order), [write_folder(tmp_path / "twins", tree)], home=home / order)
+        twins = store.manifest.twins
+        assert (twins.within, twins.across, twins.total) == ({"train": 1}, 1, 2)
+        assert [set(group) for group in twins.groups] == [
+            {"twins/cat/0.png", "twins/cat/1.png", "twins/gnu/2.png"},
+            {"twins/ant/0.png", "twins/bee/3.png"},
+        ]
+        assert Manifest.read(store.path / "manifest.json").twins == twins
+        again = replace(store, manifest=replace(store.manifest, twins=None)).twins()  # as in a store from before
+        assert (again.within, again.across) == (twins.within, twins.across)
+    assert set(again.groups[1]) == {"train/ant/0", "train/bee/3"} or order == "content"
+
+
+def test_no_two_images_are_the_same_where_all_differ(folder, home):
+    twins = pack(tiny_sheet(), [folder], home=home).manifest.twins
+    assert (twins.within, twins.across, twins.groups) == ({}, 0, ())
+
+
+def test_large_images_have_fingerprints_too():
+    large = Image.fromarray(np.tile(NOISE, (2, 2, 1)))
+    mark = fingerprint(large, large.tobytes())
+    assert len(mark) == 16 and mark == fingerprint(large.copy(), large.tobytes())
+    turned = large.transpose(Image.Transpose.ROTATE_90)
+    assert fingerprint(turned, large.tobytes()) != mark  # the same bytes, of another shape
+    assert fingerprint(large, large.tobytes()[::-1]) != mark
+
+
+def test_batches_stay_small_whatever_the_pictures(monkeypatch, folder, home):
+    sizes = []
+    put = packer.RowWriter.put
+    monkeypatch.setattr(packer, "BATCH_BYTES", 3 * SIDE * SIDE * 3)
+    monkeypatch.setattr(packer.RowWriter, "put", lambda self, batch: sizes.append(len(batch)) or put(self, batch))
+    layout = tiny_sheet().layout([folder])
+    arrays = Layout(
+        layout.classes,
+        lambda: ((name, pixels("ant", index)) for index, (name, _) in enumerate(layout.images())),
+        "arrays",
+    )
+    pack(tiny_sheet(recognisers=(lambda *_: arrays,)), [folder], home=home)
+    assert max(sizes) == 4 and sum(sizes) == 28
