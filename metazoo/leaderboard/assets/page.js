@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
   });
 }
 
-// Cards: a link to one opens it as a dialog; the address names it, so that it can be passed on, and going back closes it.
+// Cards: a link to one opens it as a dialog. The address names it, so that it can be passed on, and going back closes it.
 function openNamed() {
   const wanted = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (const dialog of document.querySelectorAll("dialog[open]")) if (dialog !== wanted) dialog.close();
@@ -44,5 +44,12 @@ for (const dialog of document.querySelectorAll("dialog")) {
     if (location.hash === `#${dialog.id}`) history.replaceState(null, "", location.pathname + location.search);
   });
 }
+addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#cell-']");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault(); // following the link would take the focus from it, and closing the card could not give it back
+  history.pushState(null, "", link.getAttribute("href"));
+  openNamed();
+});
 addEventListener("hashchange", openNamed);
 openNamed();
