@@ -62,6 +62,10 @@ def test_the_published_counts():
 
 PUBLISHED_LISTS = {
     "cifar_fs": "cifar_fs",
+    "cub": "cub",
+    "cub_cropped": "cub",
+    "cub_140_30_30": "cub_metadataset_140_30_30",
+    "cub_140_30_30_cropped": "cub_metadataset_140_30_30",
     "mini_imagenet": "miniimagenet",
     "omniglot": "omniglot",
     "tiered_imagenet": "tieredimagenet",
