@@ -102,7 +102,7 @@ def evaluate(
         images.placement if images else None,
         leak.left_out if leak else (),
     )
-    if images and (images_on != "auto" or place.type == "cuda"):  # else nothing was there to choose
+    if images and not images.goes_without_saying:
         reporter.note(images.text)
     chosen = {rule: _choose(run, rule) for rule in rules}
     # One model for each epoch, however many rules chose it.

@@ -42,6 +42,11 @@ class Place:
         return self.placement == "disk" and self.nbytes > SHARE_OF_FREE_MEMORY * free_host_memory()
 
     @property
+    def goes_without_saying(self) -> bool:
+        """Whether it is what a CPU always does, a file that is mapped and soon read, and worth no line."""
+        return self.device.type != "cuda" and self.placement == "disk" and not self.is_far
+
+    @property
     def text(self) -> str:
         """Such as `images: 1.2 GB on the GPU`."""
         where = {

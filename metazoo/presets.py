@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import PositiveInt
 
+from metazoo.config import Normalisation
 from metazoo.errors import UserError, unknown
 from metazoo.records import Rule
 from metazoo.schema import Strict, parse, read_yaml
@@ -21,7 +22,7 @@ class Preset(Strict):
     evidence: str
     """How we know: read in the official code, recalled, our reading."""
     size: PositiveInt | None = None
-    normalisation: Literal["none", "imagenet", "source"] | None = None
+    normalisation: Normalisation | None = None
     ways: PositiveInt | None = None
     shots: PositiveInt | None = None
     queries: PositiveInt | None = None

@@ -74,7 +74,7 @@ def train(
         images = domain.place(["train", "val"], place, known_placement(images_on))
         placement = images.placement if images else None
         trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients, placement)
-        if images:
+        if images and not images.goes_without_saying:
             (reporter or Reporter()).note(images.text)
         if run is None:
             provenance = Provenance(

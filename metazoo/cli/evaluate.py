@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metazoo.cli.plugins import PluginFiles, load_plugins
-from metazoo.cli.train import Device, TasksPerPass, typed
+from metazoo.cli.train import Device, ImagesOn, TasksPerPass, typed
+
+if TYPE_CHECKING:
+    from metazoo.leaks import Leak
 
 SPREADS = {
     "over_episodes": "Student's t of the mean over episodes",
@@ -28,8 +31,16 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Which checkpoints to test: last, best or ensemble; all three by default."),
     ] = None,
+    drop_leaking: Annotated[
+        bool,
+        typer.Option(
+            "--drop-leaking",
+            help="Leave out test classes that the run's source trains on; the episodes are then not the usual ones.",
+        ),
+    ] = False,
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
+    images_on: ImagesOn = "auto",
     plugin: PluginFiles = None,
 ) -> None:
     """Test a finished run on its own or on another data set, and add the record to the run's folder."""
@@ -38,6 +49,7 @@ def evaluate(
 
     from metazoo import evaluation
     from metazoo.data.dataset import dataset
+    from metazoo.leaks import leak_text
     from metazoo.progress import on_terminal
     from metazoo.run import Run
 
@@ -56,6 +68,8 @@ def evaluate(
                 tasks_per_pass=tasks_per_pass,
                 command=typed(),
                 reporter=reporter,
+                images_on=images_on,
+                drop_leaking=drop_leaking,
             )
     except KeyboardInterrupt:
         typer.echo("metazoo: stopped; nothing was written.", err=True)
@@ -76,5 +90,14 @@ def evaluate(
         f"{record.target}: {record.episodes} episodes of {record.queries_per_episode} queries each."
     )
     console.print(table)
+    if record.leak:
+        console.print(f"{leak_text(record.leak, config.source, record.target)} {_advice(record.leak)}".strip())
     meanings = " ".join(f"{key.replace('_', ' ').capitalize()}: {text}." for key, text in spreads.items())
     console.print(f"{meanings}\nThe record is in {opened.records}")
+
+
+def _advice(leak: Leak) -> str:
+    """What a leak means for the numbers above it."""
+    if leak.dropped:
+        return "So the test episodes are not the usual ones; compare with results that leave out the same classes only."
+    return "The results above count them; --drop-leaking leaves them out." if leak.trained else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from metazoo.cli.plugins import PluginFiles, load_plugins
-from metazoo.cli.train import Device, RecordGradients, TasksPerPass, typed
+from metazoo.cli.train import Device, ImagesOn, RecordGradients, TasksPerPass, typed
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +42,18 @@ def leaderboard(
     ] = None,
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
+    images_on: ImagesOn = "auto",
     rule: Annotated[
         Literal["last", "best", "ensemble"] | None,
         typer.Option(help="Selection rule to print instead of the suite's."),
     ] = None,
+    interval: Annotated[
+        Literal["episodes", "classes", "trainings"],
+        typer.Option(
+            help="What printed intervals and ranks speak of: other episodes of the same classes, other classes, or "
+            "trainings with other seeds."
+        ),
+    ] = "episodes",
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these rows, by label or method.", show_default=False)
     ] = None,
@@ -78,9 +86,11 @@ def leaderboard(
     failed = (
         []
         if show
-        else _run_missing(chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()), record_gradients)
+        else _run_missing(
+            chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()), record_gradients, images_on
+        )
     )
-    board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule)
+    board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule, over=interval)
     typesetting.show(board, Console())
     if folder is not None:
         written = typesetting.save(board, folder)
@@ -100,6 +110,7 @@ def _run_missing(
     tasks_per_pass: int | None,
     plugins: tuple[Path, ...],
     record_gradients: bool,
+    images_on: str,
 ) -> list[str]:
     """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
     from metazoo import hardware
@@ -125,6 +136,7 @@ def _run_missing(
         command=typed(),
         plugins=plugins,
         record_gradients=record_gradients,
+        images_on=images_on,
     )
     try:
         with on_terminal() as reporter:

@@ -18,6 +18,10 @@ TasksPerPass = Annotated[
     int | None,
     typer.Option(help="Tasks stacked in one pass: lower for less memory. By default all; 1 for convolutions on a CPU."),
 ]
+ImagesOn = Annotated[
+    Literal["auto", "device", "host", "disk"],
+    typer.Option("--images-on", help="Where the images lie; auto: as near as free memory allows. Changes no result."),
+]
 RecordGradients = Annotated[
     bool,
     typer.Option(
@@ -43,7 +47,7 @@ def train(
         str | None, typer.Option(help="The data set to train on; `metazoo data list` shows them.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Image side in pixels.")] = None,
-    normalisation: Annotated[Literal["none", "imagenet", "source"] | None, typer.Option()] = None,
+    normalisation: Annotated[Literal["none", "imagenet", "source", "per_data_set"] | None, typer.Option()] = None,
     ways: Annotated[int | None, typer.Option(rich_help_panel=_EPISODES)] = None,
     shots: Annotated[int | None, typer.Option(rich_help_panel=_EPISODES)] = None,
     queries: Annotated[int | None, typer.Option(help="Query images per class.", rich_help_panel=_EPISODES)] = None,
@@ -70,6 +74,7 @@ def train(
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
+    images_on: ImagesOn = "auto",
     record_gradients: RecordGradients = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -137,6 +142,7 @@ def train(
                 command=typed(),
                 reporter=reporter,
                 record_gradients=record_gradients,
+                images_on=images_on,
             )
     except KeyboardInterrupt as stop:
         said = f"{stop}{_plugins(plugin)}" if str(stop) else "Stopped; the same command goes on."

@@ -45,6 +45,7 @@ class Plan:
     command: str = ""
     plugins: tuple[Path, ...] = ()
     data_home: Path | None = None
+    images_on: str = "auto"
     record_gradients: bool = False
 
 
@@ -202,12 +203,21 @@ def _train_and_evaluate(job: Training, plan: Plan, reporter: Reporter) -> str:
         "command": plan.command,
         "reporter": reporter,
         "data_home": plan.data_home,
+        "images_on": plan.images_on,
     }
     done = train(job.config, home=plan.runs, record_gradients=plan.record_gradients, **common)
     results = []
     for target in job.targets:
         asked = plan.evaluation
-        record = evaluate(done, target, episodes=asked.episodes, episode_seed=asked.seed, rules=asked.rules, **common)
+        record = evaluate(
+            done,
+            target,
+            episodes=asked.episodes,
+            episode_seed=asked.seed,
+            rules=asked.rules,
+            drop_leaking=asked.drop_leaking,
+            **common,
+        )
         result = record.evaluations[asked.printed]
         text = result.measure.text(result.interval.mean, result.interval.over_episodes)
         results.append(f"{text} on {target}")

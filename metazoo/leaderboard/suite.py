@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from metazoo import registry
-from metazoo.config import RunConfig, resolve
+from metazoo.config import Normalisation, RunConfig, resolve
 from metazoo.data.dataset import FactSheet, dataset
 from metazoo.errors import UserError, unknown
 from metazoo.measures import Measure
@@ -35,7 +35,7 @@ class MethodEntry(Strict):
     """Settings as a paper or its code has them, from which the keys below depart."""
     settings: dict[str, Any] = {}
     size: PositiveInt | None = None
-    normalisation: Literal["none", "imagenet", "source"] | None = None
+    normalisation: Normalisation | None = None
     backbone: dict[str, Any] = {}
     training: dict[str, Any] = {}
     rule: Rule | None = None
@@ -49,6 +49,8 @@ class EvaluationPlan(Strict):
     """Names the fixed list of test episodes."""
     rules: tuple[Rule, ...] = Field(default=("last", "best", "ensemble"), min_length=1)
     printed: Rule = "best"
+    drop_leaking: bool = False
+    """Leave out the test classes that the source trains on (`metazoo.leaks`)."""
 
 
 class Suite(Strict):
@@ -71,7 +73,7 @@ class Suite(Strict):
     seeds: tuple[NonNegativeInt, ...] = (0,)
     queries: PositiveInt = 15
     size: PositiveInt | None = None
-    normalisation: Literal["none", "imagenet", "source"] = "none"
+    normalisation: Normalisation = "none"
     backbone: dict[str, Any] = {}
     training: dict[str, Any] = {}
     per_shots: dict[PositiveInt, dict[str, Any]] = {}
