@@ -45,6 +45,16 @@ def prepare(
             "enlarged (to 8/7 SIZE, then the centre).",
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="HOW",
+            help="Make a data set of your own class folders, divided as a JSON file lists them, by lot into so many "
+            "(64/16/20) or so much (64%/16%/20%), or as their 'folders' train, val and test are.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the lot by which --split divides classes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again what is prepared already.")] = False,
     home: Home = None,
 ) -> None:
@@ -53,24 +63,32 @@ def prepare(
     What is stopped on the way goes on where it was when the command is given again.
 
     metazoo data prepare cifar_fs --from train.tar val.tar test.tar
+    metazoo data prepare my_birds --from photographs/ --split 64/16/20
     """
     from metazoo.data.dataset import image_set
+    from metazoo.data.own import own_set, refuse_other_division, remember
     from metazoo.data.packing import pack
     from metazoo.data.store import data_home, find_store
 
-    sheet = image_set(name)
     sources = [*(source or []), *(more or [])]
     if download and sources:
         raise UserError("Give either --download or --from, not both.")
     for path in sources:
         if not path.exists():
             raise UserError(f"There is no file or folder {path}.")
+    if split is None and seed is not None:
+        raise UserError("--seed is of the lot by which --split divides your own images; give --split, too.")
+    sheet = image_set(name, home) if split is None else own_set(name, sources, split, seed or 0, size)
+    if split is not None and not force:
+        refuse_other_division(sheet, home)
     there = not force and find_store(sheet, sheet.size if size is None else size, home) is not None
     if download and not there:
         from metazoo.data.download import fetch
 
         sources = fetch(sheet, data_home(home) / "downloads")
     store = pack(sheet, sources, size, home, force, resize)
+    if split is not None:
+        remember(sheet, home)
     state = "was prepared already" if there else "is prepared"
     print(f"{sheet.title} {state} at {store.manifest.size} pixels: {store.path}")
     _describe(store)
@@ -97,7 +115,7 @@ def list_(home: Home = None) -> None:
     table = Table("name", "title", "pixels", "train / val / test classes", "images", "on disk")
     table.box, table.padding = None, (0, 2, 0, 0)
     stores = prepared(home)
-    for name, sheet in datasets().items():
+    for name, sheet in datasets(home).items():
         if not isinstance(sheet, DataSet):
             table.add_row(name, sheet.title, "", "drawn without end", "", "drawn when used")
             continue
@@ -131,7 +149,7 @@ def verify(
     from metazoo.data.store import data_home, prepared
 
     if name is not None:
-        image_set(name)
+        image_set(name, home)
     stores = [(path, store) for path, store in prepared(home) if name in (None, path.name.rpartition("-")[0])]
     if not stores:
         raise UserError(f"{name or 'Nothing'} is {'not ' if name else ''}prepared in {data_home(home)}.")

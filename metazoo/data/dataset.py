@@ -231,8 +231,8 @@ class DataSet(FactSheet):
                     seen.add(image)
 
 
-def datasets() -> dict[str, FactSheet]:
-    """Every data set metazoo knows, by name: the modules of `metazoo.benchmarks.datasets` that define `DATASET`."""
+def published() -> dict[str, FactSheet]:
+    """The data sets that metazoo has, by name: the modules of `metazoo.benchmarks.datasets` that define `DATASET`."""
     package = importlib.import_module(PACKAGE)
     found: dict[str, FactSheet] = {}
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
@@ -242,17 +242,30 @@ def datasets() -> dict[str, FactSheet]:
     return found
 
 
-def dataset(name: str) -> FactSheet:
+def datasets(home: Path | None = None) -> dict[str, FactSheet]:
+    """Every data set metazoo knows, by name: those it has, and the user's own, which `home` remembers.
+
+    Args:
+        home: see `metazoo.data.store.data_home`.
+    """
+    from metazoo.data.own import remembered  # makes sheets, and so stands on this module
+
+    return {**remembered(home), **published()}
+
+
+def dataset(name: str, home: Path | None = None) -> FactSheet:
     """The data set called `name`; UserError naming the nearest known one if there is none."""
-    known = datasets()
+    known = published()
+    if name not in known:
+        known = datasets(home)
     if name not in known:
         raise unknown("data set", name, known)
     return known[name]
 
 
-def image_set(name: str) -> DataSet:
+def image_set(name: str, home: Path | None = None) -> DataSet:
     """The data set of images called `name`; UserError if there is none, or if it holds no images."""
-    sheet = dataset(name)
+    sheet = dataset(name, home)
     if not isinstance(sheet, DataSet):
         raise UserError(f"{sheet.title} holds no images, so there is nothing to prepare, verify or show. {sheet.where}")
     return sheet

@@ -149,9 +149,12 @@ class Store:
 
     def fits(self, sheet: DataSet) -> bool:
         """Whether the store holds what the data set's fact sheet says; one packed by another metazoo may not."""
+        names = {split: {new for name in old for new in sheet.derive(name)} for split, old in sheet.splits.items()}
+        found = {split: set(entry.classes) for split, entry in self.manifest.splits.items()}
         counts = {name: Count(len(entry.classes), sum(entry.counts)) for name, entry in self.manifest.splits.items()}
         return (
             counts == (dict(sheet.expected) or counts)
+            and found == (names or found)
             and self.manifest.channels == sheet.channels
             and self.manifest.resize.split()[-1] == sheet.resample
         )
@@ -239,7 +242,7 @@ def open_store(name: str, size: int | None = None, home: Path | None = None) -> 
 
     Raises UserError for an unknown data set, a damaged store, or one that was not prepared, with the command to run.
     """
-    sheet = image_set(name)
+    sheet = image_set(name, home)
     size = sheet.size if size is None else size
     if store := find_store(sheet, size, home):
         return store
