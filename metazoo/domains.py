@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from metazoo.augmentation import AugmentedStream
@@ -57,6 +58,12 @@ class Domain(ABC):
         """What one reaches on the first test episodes without learning anything: how, and the result."""
 
     @abstractmethod
+    def test_classes(
+        self, ways: int, shots: int, queries: int, seed: int, episodes: int, left_out: Collection[str] = ()
+    ) -> NDArray[np.int64] | None:
+        """The classes [episodes, ways] that the first test episodes draw; None where tasks have no classes."""
+
+    @abstractmethod
     def place(self, splits: Sequence[str], device: torch.device, asked: Placement | None) -> Place | None:
         """Where the images of these splits are to lie for a network on `device`; None where there are none."""
 
@@ -103,6 +110,12 @@ class ImageDomain(Domain):
     @classmethod
     def baseline(cls, name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:
         return "chance", 1 / ways
+
+    def test_classes(
+        self, ways: int, shots: int, queries: int, seed: int, episodes: int, left_out: Collection[str] = ()
+    ) -> NDArray[np.int64]:
+        images = without(self.store.split("test"), left_out)
+        return EpisodeSampler(images, ways, shots, queries, seed).rows(0, episodes).classes
 
     def place(self, splits: Sequence[str], device: torch.device, asked: Placement | None) -> Place:
         return choose(sum(self.store.split(split).images.nbytes for split in splits), device, asked)
@@ -191,6 +204,11 @@ class FunctionDomain(Domain):
     def baseline(cls, name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:
         stream = FunctionStream(cls.open(name, None, None).family, "test", shots, 1, seed, "cpu")
         return "predicting 0", float(stream.batch(0, episodes).query_y.double().square().mean())
+
+    def test_classes(
+        self, ways: int, shots: int, queries: int, seed: int, episodes: int, left_out: Collection[str] = ()
+    ) -> None:
+        return None
 
     def place(self, splits: Sequence[str], device: torch.device, asked: Placement | None) -> None:
         return None

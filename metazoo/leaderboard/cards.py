@@ -10,7 +10,7 @@ import yaml
 from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.config import RunConfig, describe
-from metazoo.leaderboard.facts import INTERVAL, RULES
+from metazoo.leaderboard.facts import RULES
 from metazoo.leaderboard.histories import Histories, Portrait, portrait
 from metazoo.leaderboard.standings import Cell, Leaderboard
 from metazoo.leaderboard.suite import Column
@@ -81,7 +81,7 @@ def _card(board: Leaderboard, key: tuple[str, Column], notes: Sequence[str], his
         id=name,
         title=f"{cell.row.label}, {heading(suite, cell.column)}",
         result=measure.cell(*result) if result else "missing" if cell.status == "done" else cell.status,
-        measured=f"{sentence_case(measure.heading)}, ± half-width of its {INTERVAL}; {RULES[cell.rule]}"
+        measured=f"{sentence_case(measure.heading)}, ± half-width of its {board.over.title}; {RULES[cell.rule]}"
         if result
         else "",
         remarks=[*_standing(board, key), *notes],
@@ -106,7 +106,7 @@ def _readings(board: Leaderboard, cell: Cell) -> dict[str, str]:
     """The result by every rule, and its other plus-minuses, each under a name that says which it is."""
     measure, result = board.suite.measure, cell.result()
     by_rule = {rule: cell.result(rule) for rule in board.suite.evaluation.rules if rule != cell.rule}
-    readings = {f"{RULES[rule]}, ± over episodes": measure.cell(*found) for rule, found in by_rule.items() if found}
+    readings = {f"{RULES[rule]}, ± over {board.over.name}": measure.cell(*found) for rule, found in by_rule.items() if found}
     if result and cell.over_queries is not None:
         readings["± over queries (binomial)"] = measure.cell(result[0], cell.over_queries)
     if cell.over_seeds is not None:

@@ -17,8 +17,6 @@ RULES: Mapping[Rule, str] = {
 }
 """The selection rules in words."""
 
-INTERVAL = "95 % interval over episodes"
-
 _ALWAYS_TOLD = ("filters", "conv_bias", "activation", "norm_eps", "hidden")
 
 
@@ -42,11 +40,10 @@ def facts(board: Leaderboard) -> dict[str, str]:
         "Episodes": f"{suite.sheet.episode_text(suite.ways, suite.queries)}; {plan.episodes} fixed test episodes a "
         f"column (seed {plan.seed}), the same for every method",
         "Selection rules": "; ".join(f"{rule}: {RULES[rule]}" for rule in plan.rules),
-        "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; results are averaged over them episode by episode",
-        "±": f"half-width of Student's t {INTERVAL}, for these trained networks, had other episodes been drawn; "
-        "how trainings with other seeds would differ is not in it",
+        "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; the mean is over seeds and episodes",
+        "±": f"half-width of the {board.over.title} (Student's t): {board.over.meaning}",
         "Bold": "no other method is told to be better by paired t-tests on the shared episodes (5 %, Holm's "
-        "correction over all pairs of the column)",
+        f"correction over all pairs of the column; over {board.over.name})",
         "Rank": "the ranks that these tests leave open, so methods that cannot be told apart share some",
         "Batch norm": _distinct(record.batch_norm for record in board.measured),
         "Hardware": _distinct(record.hardware for record in board.measured),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from metazoo.domains import identity_here
 from metazoo.errors import UserError
 from metazoo.leaderboard.published import Literature, Number, literature
 from metazoo.leaderboard.suite import Column, Row, Suite, Training
+from metazoo.leaderboard.tested import POPULATIONS, population
+from metazoo.populations import EPISODES, TRAININGS, Episodes, Over, Population, training_spread
 from metazoo.records import Record, Rule, Status, read
 from metazoo.schema import parse
-from metazoo.statistics import Rank, among_the_best, better, episode_interval, query_interval, ranks, seed_spread
+from metazoo.statistics import Rank, among_the_best, better, interval, query_interval, ranks, seed_spread
 
 FAILURES = "failures.jsonl"
 """Beside the runs: why cells have no run's folder to say it, or no result in it."""
@@ -123,6 +125,8 @@ class Cell:
     seeds: Mapping[int, Record | None]
     departures: tuple[str, ...] = ()
     """What its records were made with that is not what is here now."""
+    population: Population = EPISODES
+    """What its interval speaks of."""
 
     @cached_property
     def measured(self) -> list[Record]:
@@ -144,20 +148,24 @@ class Cell:
         done = [record for record in self.seeds.values() if record and record.status == "done"]
         if any(self.rule not in record.evaluations for record in done):
             reasons.append(f"tested, but not by the rule '{self.rule}'")
+        if self.measured and not self._has_interval:
+            reasons.append("an interval over trainings needs 2 seeds")
         return list(dict.fromkeys(reasons))
 
     def values(self, rule: Rule) -> NDArray[np.float64] | None:
-        """What each episode measured [episodes] under a rule, averaged over seeds; None where a seed with a result has
-        none of it."""
+        """What each seed [S] measured in each episode [S, E] under a rule; None where a seed with a result has none of
+        it."""
         if not self.measured or any(rule not in record.evaluations for record in self.measured):
             return None
         found = [(record.evaluations[rule], record.queries_per_episode) for record in self.measured]
-        return np.asarray(np.mean([result.measure.values(result.scores, n) for result, n in found], axis=0))
+        return np.stack([result.measure.values(result.scores, n) for result, n in found])
 
     def result(self, rule: Rule | None = None) -> tuple[float, float] | None:
-        """Mean and the half-width of its interval over episodes."""
+        """Mean over seeds and episodes, and the half-width of its interval over the population."""
         values = self.values(rule or self.rule)
-        return None if values is None else (float(values.mean()), episode_interval(values))
+        if values is None or not self._has_interval:
+            return None
+        return float(values.mean()), interval(values, self.population)
 
     @property
     def over_queries(self) -> float | None:
@@ -168,12 +176,22 @@ class Cell:
         values = self.values(self.rule)
         if values is None or self.measured[0].evaluations[self.rule].interval.over_queries is None:
             return None
-        return query_interval(float(values.mean()), values.size * self.measured[0].queries_per_episode)
+        return query_interval(float(values.mean()), values.shape[1] * self.measured[0].queries_per_episode)
 
     @property
     def over_seeds(self) -> float | None:
         """Standard deviation of the seeds' means."""
         return seed_spread([record.evaluations[self.rule].interval.mean for record in self.measured])
+
+    @property
+    def of_training(self) -> float | None:
+        """The same without the part of it that is noise of the test episodes; None below two seeds."""
+        values = self.values(self.rule)
+        return None if values is None or len(values) < 2 else training_spread(values)
+
+    @property
+    def _has_interval(self) -> bool:
+        return self.population is not TRAININGS or len(self.measured) > 1
 
     @property
     def size(self) -> int | None:
@@ -204,6 +222,8 @@ class Leaderboard:
     """By row label and column."""
     standings: Mapping[tuple[str, Column], Standing]
     beside: Mapping[tuple[str, Column], Sequence[Beside]]
+    over: type[Population] = Episodes
+    """What the printed intervals, the tests and so the ranks speak of."""
 
     @property
     def measured(self) -> list[Record]:
@@ -216,13 +236,25 @@ class Leaderboard:
         return [record for cell in self.cells.values() for record in cell.seeds.values() if record]
 
 
-def build(suite: Suite, shelf: Shelf, rule: Rule | None = None, papers: Literature | None = None) -> Leaderboard:
-    """The leaderboard of a suite from records, printed by `rule` where one is given and by the suite's otherwise."""
+def build(
+    suite: Suite,
+    shelf: Shelf,
+    rule: Rule | None = None,
+    papers: Literature | None = None,
+    over: Over = "episodes",
+    data_home: Path | None = None,
+) -> Leaderboard:
+    """The leaderboard of a suite from records, printed by `rule` where one is given and by the suite's otherwise.
+
+    Intervals and tests speak of the population `over`; that of classes asks for the packed images of the targets.
+    """
     rules = suite.evaluation.rules
+    if over == "trainings" and len(suite.seeds) < 2:
+        raise UserError(f"The suite {suite.name} has one seed, which says nothing of other trainings; add to 'seeds'.")
     if rule is not None and rule not in rules:
         raise UserError(f"The suite {suite.name} does not evaluate the rule '{rule}'; its rules: {', '.join(rules)}.")
     cells = {
-        (row.label, column): _cell(suite, shelf, row, column, rule or row.rule)
+        (row.label, column): _cell(suite, shelf, row, column, rule or row.rule, over, data_home)
         for row in suite.rows
         for column in suite.columns
     }
@@ -230,10 +262,10 @@ def build(suite: Suite, shelf: Shelf, rule: Rule | None = None, papers: Literatu
     for column in suite.columns:
         standings |= _standings([cell for (_, other), cell in cells.items() if other == column])
     beside = {key: _beside(cell, suite, papers or literature()) for key, cell in cells.items()}
-    return Leaderboard(suite, cells, standings, beside)
+    return Leaderboard(suite, cells, standings, beside, POPULATIONS[over])
 
 
-def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule) -> Cell:
+def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule, over: Over, data_home: Path | None) -> Cell:
     configs = {seed: row.config(column.shots, seed) for seed in suite.seeds}
     seeds = {seed: shelf.find(suite, describe(config), column.target) for seed, config in configs.items()}
     # Seeds of different code or images would make a mean of nothing: those made with what is here now count, or else
@@ -244,7 +276,8 @@ def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule) -> C
     kept = Counter(current or made.values()).most_common(1)
     seeds |= {seed: None for seed in done if made[seed] != kept[0][0]}
     departures = {what: None for record in seeds.values() if record for what in shelf.identities.departures(record)}
-    return Cell(row, column, rule, seeds, tuple(departures))
+    cell = Cell(row, column, rule, seeds, tuple(departures))
+    return replace(cell, population=population(over, cell.measured[0], data_home)) if cell.measured else cell
 
 
 def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
@@ -253,12 +286,21 @@ def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
     for cell in column:
         if cell.measured:
             tested.setdefault(cell.size, Counter())[cell.test_data] += 1
-    compared = [cell for cell in column if cell.measured and cell.test_data == tested[cell.size].most_common(1)[0][0]]
+    alike = [cell for cell in column if cell.measured and cell.test_data == tested[cell.size].most_common(1)[0][0]]
+    compared = [cell for cell in alike if cell.result()]
     if not compared:
         return {}
     sign = compared[0].measured[0].evaluations[compared[0].rule].measure.sign  # so that the highest is the best
-    table = sign * np.stack([values for cell in compared if (values := cell.values(cell.rule)) is not None])
-    above = better(table)
+    tables = [values for cell in compared if (values := cell.values(cell.rule)) is not None]
+    if compared[0].population is TRAININGS:
+        shared = set.intersection(*({record.config["seed"] for record in cell.measured} for cell in compared))
+        kept = [[record.config["seed"] in shared for record in cell.measured] for cell in compared]
+        if len(shared) < 2:
+            return {}
+        table = np.stack([values[seeds] for values, seeds in zip(tables, kept, strict=True)])
+    else:
+        table = np.stack([values.mean(axis=0) for values in tables])
+    above = better(sign * table, population=compared[0].population)
     found = zip(compared, ranks(above), among_the_best(above), strict=True)
     return {(cell.row.label, cell.column): Standing(rank, bool(best)) for cell, rank, best in found}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from metazoo.data.dataset import dataset
 from metazoo.domains import baseline
-from metazoo.leaderboard.facts import INTERVAL, RULES, backbone_text, facts, pixels_text, settings_text, training_text
+from metazoo.leaderboard.facts import RULES, backbone_text, facts, pixels_text, settings_text, training_text
 from metazoo.leaderboard.published import MEANINGS
 from metazoo.leaderboard.standings import Beside, Leaderboard
 from metazoo.leaderboard.suite import Column, Row, Suite
@@ -113,7 +113,7 @@ def _main(board: Leaderboard, notes: Notes) -> Table:
     rows.append(lowest)
     rules = {cell.rule for cell in board.cells.values()}
     rule = RULES[next(iter(rules))] if len(rules) == 1 else "selection rule of each method as stated below"
-    title = f"{measured(suite)}, ± half-width of its {INTERVAL}; {rule}; {suite.protocol} protocol"
+    title = f"{measured(suite)}, ± half-width of its {board.over.title}; {rule}; {suite.protocol} protocol"
     return Table(title, tuple(header), align, rows)
 
 
@@ -196,7 +196,7 @@ def _by_rule(board: Leaderboard) -> Table | None:
         results = [board.cells[row.label, column].result(rule) for column in suite.columns for rule in rules]
         texts = [suite.measure.cell(*result) if result else NOTHING for result in results]
         rows.append([Entry(row.label), *map(Entry, texts)])
-    title = f"{sentence_case(suite.measure.heading)} by selection rule, ± half-width of its {INTERVAL}"
+    title = f"{sentence_case(suite.measure.heading)} by selection rule, ± half-width of its {board.over.title}"
     return Table(title, tuple(header), _align(header), rows)
 
 
@@ -210,7 +210,8 @@ def _spreads(board: Leaderboard) -> Table | None:
     header = ["Method"]
     for column in suite.columns:
         name = heading(suite, column)
-        header += [f"{name}, ± over queries"] * queries + [f"{name}, SD over seeds"] * seeds
+        header += [f"{name}, ± over queries"] * queries
+        header += [f"{name}, SD over seeds", f"{name}, SD of training"] * seeds
     if len(header) == 1:
         return None
     rows = []
@@ -222,7 +223,8 @@ def _spreads(board: Leaderboard) -> Table | None:
             if queries:
                 entries.append(Entry(text(result[0], cell.over_queries) if result else NOTHING))
             if seeds:
-                entries.append(Entry(NOTHING if cell.over_seeds is None else text(cell.over_seeds)))
+                found = (cell.over_seeds, cell.of_training)
+                entries += [Entry(NOTHING if deviation is None else text(deviation)) for deviation in found]
         rows.append(entries)
     title = f"Standard deviation over seeds of the {suite.measure.title}"
     if queries:

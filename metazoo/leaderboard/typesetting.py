@@ -155,15 +155,16 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
         "seeds": [seed for seed, record in cell.seeds.items() if record and cell.rule in record.evaluations],
         "episodes": suite.evaluation.episodes,
         measure.name: _rounded(result[0] if result else None),
-        "interval_over_episodes": _rounded(result[1] if result else None),
+        f"interval_over_{board.over.name}": _rounded(result[1] if result else None),
         "interval_over_queries": _rounded(cell.over_queries),
         "sd_over_seeds": _rounded(cell.over_seeds),
+        "sd_of_training": _rounded(cell.of_training),
         "rank": standing.rank.first if standing else None,
         "rank_to": standing.rank.last if standing else None,
         "best": standing.best if standing else None,
         "runs": [record.run for record in cell.measured],
         "by_rule": {
-            rule: {measure.name: _rounded(pair[0]), "interval_over_episodes": _rounded(pair[1])}
+            rule: {measure.name: _rounded(pair[0]), f"interval_over_{board.over.name}": _rounded(pair[1])}
             for rule, pair in by_rule.items()
             if pair
         },
