@@ -40,7 +40,7 @@ def sets() -> Any:
     """The tiny data sets are known to every test here."""
     known = metazoo.data.dataset.datasets
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metazoo.data.dataset, "datasets", lambda: {**known(), **tiny.SETS})
+        patch.setattr(metazoo.data.dataset, "published", lambda: {**known(), **tiny.SETS})
         yield
 
 

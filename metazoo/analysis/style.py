@@ -86,16 +86,12 @@ def key_below(figure: Figure, axes: Axes) -> None:
 def save(figure: Figure, caption: str, rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
     """Write `name`.pdf, .png and .csv into `folder`, with the caption line at the figure's foot; their paths."""
     lines = textwrap.wrap(caption, max(40, int(figure.get_figwidth() * 19)))
-    foot = (len(lines) * CAPTION_SIZE * 1.3 + 4) / 72
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + foot)
-    engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0, foot / (height + foot), 1, height / (height + foot)))
-    figure.text(0.01, 0.01, "\n".join(lines), fontsize=CAPTION_SIZE, color=GREY, va="bottom", linespacing=1.2)
+    # Below the canvas, which the panels and their key fill; `tight` lets the files be as large as all of it.
+    figure.text(0.01, -0.02, "\n".join(lines), fontsize=CAPTION_SIZE, color=GREY, va="top", linespacing=1.2)
     written = []
     for kind in ("pdf", "png"):
         with replacing(folder / f"{name}.{kind}") as file:
-            figure.savefig(file, format=kind, dpi=200, metadata=_NO_TRACE[kind])
+            figure.savefig(file, format=kind, dpi=200, bbox_inches="tight", pad_inches=0.04, metadata=_NO_TRACE[kind])
         written.append(folder / f"{name}.{kind}")
     write_text(folder / f"{name}.csv", table(rows))
     return [*written, folder / f"{name}.csv"]
