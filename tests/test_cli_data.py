@@ -25,7 +25,7 @@ from metazoo.errors import UserError
 def menagerie(monkeypatch, tmp_path):
     """The one data set there is, and an empty home."""
     sheets = {"menagerie": tiny_sheet()}
-    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: sheets)
+    monkeypatch.setattr("metazoo.data.dataset.published", lambda: sheets)
     monkeypatch.setenv("METAZOO_DATA", str(tmp_path / "home"))
     return sheets
 
@@ -92,10 +92,10 @@ def test_altered_images_are_told(menagerie, tmp_path, capfd):
 
 
 def test_list_shows_what_there_is(tars, tmp_path):
-    assert "menagerie Menagerie 8 3 / 2 / 2 28 not prepared" in " ".join(run("list").split())
+    assert "menagerie 8 3 / 2 / 2 28 not prepared" in " ".join(run("list").split())
     run("prepare", "menagerie", *tars)
     run("prepare", "menagerie", "--size", "84", *tars)
-    sizes = [line.split()[2] for line in run("list").splitlines() if line.startswith("menagerie")]
+    sizes = [line.split()[1] for line in run("list").splitlines() if line.startswith("menagerie")]
     assert sizes == ["8", "84"]
     (tmp_path / "home" / "menagerie-8" / "val.bin").unlink()
     assert "damaged" in run("list")

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def sets() -> Any:
     """The tiny data sets are known to every test here."""
-    known = metazoo.data.dataset.datasets
+    known = metazoo.data.dataset.published
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metazoo.data.dataset, "published", lambda: {**known(), **tiny.SETS})
         yield

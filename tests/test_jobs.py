@@ -84,11 +84,11 @@ def write_suite(folder: Path, methods: list[str], **training: int) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to work in, with a plugin whose methods fail in every way, and the tiny data sets."""
-    known = metazoo.data.dataset.datasets
+    known = metazoo.data.dataset.published
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "failing.py").write_text(PLUGIN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metazoo.data.dataset, "datasets", lambda: {**known(), **tiny.SETS})
+        patch.setattr(metazoo.data.dataset, "published", lambda: {**known(), **tiny.SETS})
         patch.chdir(folder)
         yield folder
 

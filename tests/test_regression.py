@@ -242,7 +242,7 @@ def test_another_family_of_the_same_inputs_is_a_target(run: Run, monkeypatch: py
     known = sheets.datasets()
     steep = replace(DATASET, name="steep", parameters={"amplitude": (5.0, 10.0), "phase": (0.0, np.pi)})
     plane = replace(DATASET, name="plane", function=lambda x, **_: x.sum(-1, keepdims=True), inputs=((0, 1), (0, 1)))
-    monkeypatch.setattr(sheets, "datasets", lambda: {**known, "steep": steep, "plane": plane})
+    monkeypatch.setattr(sheets, "published", lambda: {**known, "steep": steep, "plane": plane})
     far, near = (evaluate(run, name, episodes=9).evaluations["best"].interval.mean for name in ("steep", "sinusoid"))
     assert far > near
     with pytest.raises(UserError, match="have 2 inputs and the run was trained on others"):

@@ -135,7 +135,7 @@ RIPPLES = FunctionFamily(
 
 
 def test_a_family_of_ones_own_is_trained_and_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheets, "datasets", lambda: {"ripples": RIPPLES})
+    monkeypatch.setattr(sheets, "published", lambda: {"ripples": RIPPLES})
     asked = config(source="ripples", ways=2, shots=6, queries=4, epochs=1)
     domain = open_domain("ripples")
     test = domain.episodes(asked, "test", 0, CPU, domain.inputs)
@@ -155,7 +155,7 @@ def test_the_family_in_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parent.parent / "docs" / "regression.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
-    monkeypatch.setattr(sheets, "datasets", lambda: {"damped": names["DATASET"]})
+    monkeypatch.setattr(sheets, "published", lambda: {"damped": names["DATASET"]})
     domain = open_domain("damped")
     episodes = domain.episodes(config(source="damped"), "test", 0, CPU, domain.inputs).batch(0, 4)
     assert episodes.query_x.amax() == 5 and 0 < episodes.query_y.std() < 1
@@ -181,5 +181,5 @@ def test_sinusoids_are_listed_and_need_no_preparing(capsys: Any, monkeypatch: An
         with pytest.raises(SystemExit):
             cli.main()
     said = capsys.readouterr()
-    assert "Sinusoids" in said.out and "drawn when used" in said.out
+    assert "sinusoid" in said.out and "drawn when used" in said.out
     assert "nothing to prepare" in said.err

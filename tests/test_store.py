@@ -90,7 +90,7 @@ def known(monkeypatch):
 
     facts = vars(tiny_sheet(name="drawn", embedded=True, recognisers=()))
     sheets = {"menagerie": tiny_sheet(), "drawn": Embedded(**facts)}
-    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: sheets)
+    monkeypatch.setattr("metazoo.data.dataset.published", lambda: sheets)
 
 
 def test_what_is_not_prepared_says_how_to(known, home):
@@ -120,7 +120,7 @@ def test_a_store_of_another_version_is_not_taken_for_today_s(known, folder, home
         "menagerie": replace(image_set("menagerie"), resample="lanczos"),
         "drawn": replace(image_set("drawn"), channels=1),
     }
-    monkeypatch.setattr("metazoo.data.dataset.datasets", lambda: now)
+    monkeypatch.setattr("metazoo.data.dataset.published", lambda: now)
     with pytest.raises(UserError, match=r"at 8 pixels was prepared by another version .*prepare menagerie --from PATH"):
         open_store("menagerie", home=home)
     assert pack(now["menagerie"], [folder], home=home).manifest.resize == "lanczos"

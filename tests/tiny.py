@@ -57,15 +57,15 @@ SETS = {sheet.name: sheet for sheet in (_sheet("tiny", 1), _sheet("tiny_rgb", 3)
 
 def install() -> None:
     """Make the tiny data sets known to this process, for good; tests use the fixture `tiny_sets` of their module."""
-    known = metazoo.data.dataset.datasets
+    known = metazoo.data.dataset.published
     metazoo.data.dataset.datasets = lambda: {**known(), **SETS}
 
 
 @pytest.fixture
 def tiny_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny data sets are known during the test."""
-    known = metazoo.data.dataset.datasets
-    monkeypatch.setattr(metazoo.data.dataset, "datasets", lambda: {**known(), **SETS})
+    known = metazoo.data.dataset.published
+    monkeypatch.setattr(metazoo.data.dataset, "published", lambda: {**known(), **SETS})
 
 
 def config(**changes: Any) -> RunConfig:

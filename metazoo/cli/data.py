@@ -112,31 +112,31 @@ def list_(home: Home = None) -> None:
     from metazoo.data.dataset import DataSet, datasets
     from metazoo.data.store import data_home, prepared
 
-    table = Table("name", "title", "pixels", "train / val / test classes", "images", "on disk")
-    table.box, table.padding = None, (0, 2, 0, 0)
+    table = Table("name", "pixels", "train / val / test", "images", "on disk", box=None, padding=(0, 2, 0, 0))
     stores = prepared(home)
     for name, sheet in datasets(home).items():
         if not isinstance(sheet, DataSet):
-            table.add_row(name, sheet.title, "", "drawn without end", "", "drawn when used")
+            table.add_row(name, "", "drawn without end", "", "drawn when used")
             continue
         found = [(path, store) for path, store in stores if path.name.rpartition("-")[0] == name]
         for path, store in found:
             if isinstance(store, UserError):
-                table.add_row(name, sheet.title, path.name.rpartition("-")[2], "damaged", "", "")
+                table.add_row(name, path.name.rpartition("-")[2], "damaged", "", "")
                 continue
             splits = store.manifest.splits.values()
             classes = " / ".join(f"{len(entry.classes):,}" for entry in splits)
             images = f"{sum(sum(entry.counts) for entry in splits):,}"
             pixels = " ".join(filter(None, (str(store.manifest.size), _way(store))))
-            table.add_row(name, sheet.title, pixels, classes, images, _megabytes(store))
+            table.add_row(name, pixels, classes, images, _megabytes(store))
         if not found:
             classes = " / ".join(f"{count.classes:,}" for count in sheet.expected.values())
             images = f"{sum(count.images for count in sheet.expected.values()):,}" if sheet.expected else ""
             state = "built when used" if sheet.embedded else "not prepared"
-            table.add_row(name, sheet.title, str(sheet.size), classes, images, state)
-    console = Console()
+            table.add_row(name, str(sheet.size), classes, images, state)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"Prepared data sets are kept in {data_home(home)}.", highlight=False, soft_wrap=True)
+    where = f"The numbers of train / val / test are classes. Prepared data sets are kept in {data_home(home)}."
+    console.print(where, highlight=False, soft_wrap=True)
 
 
 @app.command()
