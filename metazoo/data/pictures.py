@@ -8,8 +8,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -26,8 +27,7 @@ SMALL = (
 )  # bytes; fingerprints of images up to this size are BLAKE2's, as stores have been ordered by from the first
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A picture that is read where it is decoded: `size` bytes of a file from `offset` on, by default to its end.
 
     With a `shape`, the bytes are no encoded file but the values of a uint8 array.
@@ -105,14 +105,37 @@ class Recipe:
         return self.resample if self.resize == "straight" else f"{self.resize} {self.resample}"
 
 
-def decode(picture: Picture, name: str, channels: int) -> PIL.Image.Image:
+class PieceReader:
+    """Reads pieces. The file of the last one stays open, as the next one lies most often in the same; close it."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._file: IO[bytes] | None = None
+
+    def __call__(self, piece: Piece) -> bytes | np.ndarray:
+        if self._file is None or self._path != piece.path:
+            self.close()
+            self._path, self._file = piece.path, open(piece.path, "rb", buffering=0)
+        self._file.seek(piece.offset)
+        content = self._file.read(-1 if piece.size is None else piece.size)
+        if piece.size is not None and len(content) != piece.size:
+            raise ValueError(f"{piece.path} is cut short")
+        return content if piece.shape is None else np.frombuffer(content, np.uint8).reshape(piece.shape)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def decode(picture: Picture, name: str, channels: int, read: PieceReader | None = None) -> PIL.Image.Image:
     """The picture as a Pillow image, grey or RGB by `channels`; UserError naming the image if it does not decode."""
     mode = "L" if channels == 1 else "RGB"
     try:
         box = picture.box if isinstance(picture, Cropped) else None
         content = picture.content if isinstance(picture, Cropped) else picture
         if isinstance(content, Piece):
-            content = _read(content)
+            content = (read or _read)(content)
         if isinstance(content, bytes):
             image = _plain_jpeg(content) or _opened(content, mode)
         else:
@@ -126,13 +149,8 @@ def decode(picture: Picture, name: str, channels: int) -> PIL.Image.Image:
 
 
 def _read(piece: Piece) -> bytes | np.ndarray:
-    with open(piece.path, "rb", buffering=0) as file:
-        if piece.offset:
-            file.seek(piece.offset)
-        content = file.read(-1 if piece.size is None else piece.size)
-    if piece.size is not None and len(content) != piece.size:
-        raise ValueError(f"{piece.path} is cut short")
-    return content if piece.shape is None else np.frombuffer(content, np.uint8).reshape(piece.shape)
+    with closing(PieceReader()) as read:
+        return read(piece)
 
 
 def _plain_jpeg(content: bytes) -> PIL.Image.Image | None:

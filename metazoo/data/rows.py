@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from metazoo.data.arrangement import Place
-from metazoo.data.pictures import Picture, Recipe, decode, fingerprint, rotated, stored
+from metazoo.data.pictures import Picture, PieceReader, Recipe, decode, fingerprint, rotated, stored
 from metazoo.files import sha256_of
 
 
@@ -41,6 +41,7 @@ class RowWriter:
     places: Sequence[tuple[Place, ...]]
     measured: str
     _open: dict[str, IO[bytes]] = field(default_factory=dict)
+    _reader: PieceReader = field(default_factory=PieceReader)
 
     @property
     def row_bytes(self) -> int:
@@ -55,7 +56,7 @@ class RowWriter:
         marks = np.empty((len(batch), 16), np.uint8)
         sums = np.zeros((len(batch), 2, self.recipe.channels), np.int64)
         for number, (picture, name, of_class, row) in enumerate(batch):
-            image = decode(picture, name, self.recipe.channels)
+            image = decode(picture, name, self.recipe.channels, self._reader)
             pixels = image.tobytes()
             marks[number] = np.frombuffer(fingerprint(image, pixels), np.uint8)
             planes = stored(image, self.recipe, pixels)
@@ -99,6 +100,7 @@ class RowWriter:
 
     def close(self) -> None:
         """Close the files."""
+        self._reader.close()
         while self._open:
             self._open.popitem()[1].close()
 

@@ -14,10 +14,11 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from metazoo.data.pictures import Piece
+from metazoo.data.tars import plain_members
 from metazoo.errors import UserError
 
 PLAIN_SUFFIXES = frozenset((".pkl", ".pickle", ".npz", ".csv", ".json", ".txt"))
@@ -89,10 +90,10 @@ class Source(ABC):
         seen: dict[str, None] = {}
         offsets, sizes = array("q"), array("q")
         for name, offset, size in self._scan():
-            parts = PurePosixPath(name).parts
+            parts = name.split("/")
             if ".." in parts or name.startswith("/"):
                 raise UserError(f"{self.path} holds a file whose name leads out of it, '{name}'; it is not a data set.")
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            if "__MACOSX" in parts or any(part.startswith(".") and part != "." for part in parts):
                 continue
             if name in seen:
                 raise UserError(f"{self.path} holds '{name}' twice; it is damaged or was appended to.")
@@ -104,7 +105,7 @@ class Source(ABC):
     @property
     def images(self) -> list[str]:
         """The names of the image files."""
-        return [name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        return [name for name in self.names if f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
 
 
 class Folder(Source):
@@ -178,6 +179,11 @@ class Tar(Source):
     def _scan(self) -> Iterator[tuple[str, int, int]]:
         with _Blocks(self.path) as blocks:
             plain = not blocks.compressed
+        with _reading(self.path):
+            members = plain_members(self.path) if plain else None
+        if members is not None:
+            yield from ((name.removeprefix("./"), offset, size) for name, offset, size in members)
+            return
         for member, _ in self._members():
             there = plain and not member.issparse()
             offset, size = (member.offset_data, member.size) if there else (-1, -1)

@@ -93,9 +93,11 @@ class _Process:
             self._requests.flush()
             succeeded, value = pickle.load(self._replies)  # of our own process, not of a file
         except (OSError, EOFError, pickle.UnpicklingError) as error:
+            status = self._popen.wait()
+            hint = " (so it is when the memory is full)" if status == -9 else ""
             raise UserError(
-                f"A process that was packing images ended before its time (status {self._popen.wait()}), as it does "
-                "when the memory is full; run the same command again."
+                f"A process that was packing images ended before its time with status {status}{hint}; run the same "
+                "command again."
             ) from error
         if not succeeded:
             raise value

@@ -1,0 +1,247 @@
+"""Images packed a second, beside what decoding alone does: `python -m metazoo.benchmarks.speed.packing`.
+
+The images are a stand-in for miniImageNet: JPEGs of 84 pixels in 100 class folders, no two of which decode to the same
+pixels, in a tar (or a folder). Two things take turns, because a shared machine is faster in one minute than the next:
+
+- packing: all that `metazoo data prepare` does after its start, in a process of its own: finding the images, checking
+  them, starting processes, decoding, ordering, writing, hashing, and seeing that all of it is on the disk;
+- decoding: processes that are started already, as many, read the same files and make arrays of them with Pillow
+  (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped.
+
+The peak memory is that of the packing process and of all those it starts, each at its own highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from metazoo.data.dataset import Count, DataSet
+from metazoo.data.layouts import class_folders
+from metazoo.data.packer import BATCH, cores
+from metazoo.data.packing import pack
+from metazoo.data.pictures import Piece, Recipe
+from metazoo.data.workers import Workers
+
+CLASSES = {"train": 64, "val": 16, "test": 20}
+DISTINCT = 1000  # pictures that are encoded
+STEPS = 10  # of the quantisation table, the coarsest first, that are varied
+VARIANTS = 60 * STEPS
+SIZE = 84
+
+
+def sheet(images: int) -> DataSet:
+    """The fact sheet of a stand-in of so many images."""
+    splits = {split: tuple(f"{split}_{number:02}" for number in range(count)) for split, count in CLASSES.items()}
+    each = images // sum(CLASSES.values())
+    return DataSet(
+        name="stand_in",
+        title=f"Stand-in of {images:,} images",
+        citation="None.",
+        terms="None.",
+        where="It is made by the benchmark.",
+        channels=3,
+        size=SIZE,
+        splits=splits,
+        expected={split: Count(count, count * each) for split, count in CLASSES.items()},
+        images_per_class=each,
+        ordered_by="content",
+        recognisers=(class_folders,),
+    )
+
+
+def jpegs(images: int) -> Iterator[tuple[str, bytes]]:
+    """Name and contents of every image. A few hundred are encoded; the others differ from them in a quantisation step,
+    and so in their pixels."""
+    names = [name for names in sheet(images).splits.values() for name in names]
+    encoded = [_encoded(number) for number in range(min(DISTINCT, images))]
+    for number in range(images):
+        content = bytearray(encoded[number % len(encoded)])
+        variant = number // len(encoded)
+        if variant >= VARIANTS:
+            raise ValueError(f"At most {len(encoded) * VARIANTS} images can be made.")
+        content[content.index(b"\xff\xdb") + 6 + variant % STEPS] += 1 + variant // STEPS
+        yield f"{names[number % len(names)]}/{number:08}.jpg", bytes(content)
+
+
+def _encoded(number: int) -> bytes:
+    """A smooth picture with some noise on it; its file is about as long as one of miniImageNet's."""
+    generator = np.random.default_rng(number)
+    smooth = PIL.Image.fromarray(generator.integers(0, 256, (14, 14, 3), dtype=np.uint8)).resize((SIZE, SIZE))
+    noisy = np.asarray(smooth) + generator.normal(0, 6, (SIZE, SIZE, 3))
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=50)
+    return file.getvalue()
+
+
+def write(path: Path, images: int, form: str) -> Path:
+    """Write the stand-in class by class, as a tar or a folder; returns where it is."""
+    files = sorted(jpegs(images))
+    if form == "tar":
+        source = path / "stand_in.tar"
+        with tarfile.open(source, "w") as tar:
+            for name, content in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return source
+    source = path / "stand_in"
+    for name, content in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    return source
+
+
+class Decoder:
+    """Decodes as everybody does, and nothing else."""
+
+    def decode(self, pieces: Sequence[Piece]) -> int:
+        total = 0
+        for piece in pieces:
+            with open(piece.path, "rb", buffering=0) as file:
+                file.seek(piece.offset)
+                content = file.read(-1 if piece.size is None else piece.size)
+            total += np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).nbytes
+        return total
+
+
+def time_decoding(source: Path, images: int, workers: int) -> float:
+    """Seconds that `workers` processes take to decode every image."""
+    from metazoo.benchmarks.speed.packing import Decoder  # not `__main__`'s, which other processes do not know
+
+    pieces = [picture for _, picture in sheet(images).layout([source]).images()]
+    assert len(pieces) == images and all(isinstance(piece, Piece) for piece in pieces)
+    with Workers(Decoder(), workers) as pool:
+        for future in [pool.submit("decode", pieces[:BATCH]) for _ in range(4 * workers)]:
+            future.result()
+        begin = time.perf_counter()
+        batches: list[Future[int]] = [
+            pool.submit("decode", pieces[start : start + BATCH]) for start in range(0, images, BATCH)
+        ]
+        total = sum(future.result() for future in batches)
+        seconds = time.perf_counter() - begin
+    assert total == images * 3 * SIZE**2
+    return seconds
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One packing: how long it took, and the peak memory of its own process and of the largest it started, in MB."""
+
+    seconds: float
+    own_mb: float
+    largest_mb: float
+
+    def peak_mb(self, workers: int) -> float:
+        return self.own_mb + workers * self.largest_mb
+
+
+def time_packing(source: Path, images: int, workers: int, home: Path) -> Packing:
+    """Pack in a process of its own."""
+    shutil.rmtree(home, ignore_errors=True)
+    command = [sys.executable, "-m", "metazoo.benchmarks.speed.packing", "--once", str(source), "--home", str(home)]
+    command += ["--images", str(images), "--workers", str(workers)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return Packing(**json.loads(result.stdout))
+
+
+def pack_once(source: Path, images: int, workers: int, home: Path) -> Packing:
+    """Pack in this process."""
+    begin = time.perf_counter()
+    store = pack(sheet(images), [source], home=home, workers=workers)
+    seconds = time.perf_counter() - begin
+    assert store.manifest.resize == Recipe.of(sheet(images), SIZE).resizing and store.twins().total == 0
+    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return Packing(seconds, own / unit, largest / unit if workers else 0.0)
+
+
+def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Both in turns, on a stand-in of so many images."""
+    source = write(folder, images, form)
+    pairs = []
+    for _ in range(rounds):
+        packing = time_packing(source, images, workers, folder / "home")
+        pairs.append((packing, time_decoding(source, images, workers)))
+    ratios = [decoding / packing.seconds for packing, decoding in pairs]
+    return {
+        "images": images,
+        "form": form,
+        "bytes_an_image": round(
+            sum(len(content) for _, content in jpegs(min(DISTINCT, images))) / min(DISTINCT, images)
+        ),
+        "packed_per_second": images / statistics.median(packing.seconds for packing, _ in pairs),
+        "decoded_per_second": images / statistics.median(decoding for _, decoding in pairs),
+        "packed_to_decoded": statistics.median(ratios),
+        "packed_to_decoded_of_rounds": ratios,
+        "peak_mb": max(packing.peak_mb(workers) for packing, _ in pairs),
+        "rounds": [{**asdict(packing), "decoding_seconds": decoding} for packing, decoding in pairs],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; `arguments` are those of the process by default."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metazoo.benchmarks.speed.packing", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[60_000, 100_000], help="how many (default 60000 100000)"
+    )
+    parser.add_argument("--form", choices=("tar", "folder"), default="tar", help="what they lie in (default tar)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    parser.add_argument("--home", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if any(images % 100 for images in options.images) or options.rounds < 1 or options.workers < 1:
+        parser.error("there are 100 classes, so --images takes multiples of 100; rounds and workers are at least 1")
+    if options.once:
+        print(json.dumps(asdict(pack_once(options.once, options.images[0], options.workers, options.home))))
+        return
+
+    from metazoo import files, hardware
+
+    found = []
+    print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; Pillow {PIL.__version__}")
+    print(f"\n{'images':>9} {'packed/s':>10} {'decoded/s':>10} {'ratio':>7} {'peak memory':>12}")
+    for images in options.images:
+        with tempfile.TemporaryDirectory(dir=options.home) as folder:
+            result = measure(images, options.form, options.workers, options.rounds, Path(folder))
+        found.append(result)
+        print(
+            f"{images:>9,} {result['packed_per_second']:>10,.0f} {result['decoded_per_second']:>10,.0f} "
+            f"{result['packed_to_decoded']:>7.2f} {result['peak_mb']:>9,.0f} MB",
+            flush=True,
+        )
+    if options.json:
+        record = {
+            "command": "python -m metazoo.benchmarks.speed.packing",
+            "size": SIZE,
+            "workers": options.workers,
+            "hardware": hardware.describe(hardware.choose("cpu")),
+            "versions": {**hardware.versions(), "pillow": PIL.__version__},
+            "measurements": found,
+        }
+        files.write_text(options.json, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
