@@ -58,6 +58,8 @@ class Number(Strict):
     ways: PositiveInt = 5
     shots: PositiveInt
     backbone: str = "conv4"
+    settings: dict[str, Any] = {}
+    """Settings of the method by which its source tells this number from others of it, as an ablation does."""
     accuracy: PositiveFloat | None = None
     error: PositiveFloat | None = None
     interval: PositiveFloat | None = None
@@ -116,20 +118,27 @@ class Literature:
                 raise UserError(f"{path}: {number.label} names the protocol '{number.protocol}', which is not there.")
 
     def of(self, method: str, config: Mapping[str, Any], target: str) -> list[Number]:
-        """The numbers of `method` for a resolved config's source, ways, shots and backbone, tested on `target`."""
-        return [
+        """The numbers of `method` for a resolved config's source, ways, shots and backbone, tested on `target`.
+
+        Where a source has numbers for just the config's settings, those; else the ones of the method as it is.
+        """
+        found = [
             number
             for number in self.numbers
             if (number.method, number.source, number.target or number.source) == (method, config["source"], target)
             and (number.ways, number.shots) == (config["ways"], config["shots"])
             and number.backbone == config["backbone"]["name"]
+            and all(config["settings"].get(key) == value for key, value in number.settings.items())
         ]
+        return [number for number in found if number.settings] or found
 
     def departures(self, number: Number, config: Mapping[str, Any], rule: Rule, episodes: int) -> list[str] | None:
         """How a measured cell departs from the number's protocol (empty: not at all); None where that is not known."""
         if number.protocol is None:
             return None
-        return self.protocols[number.protocol].departures(config, rule, episodes)
+        protocol = self.protocols[number.protocol]
+        varied = protocol.model_copy(update={"settings": protocol.settings | number.settings})
+        return varied.departures(config, rule, episodes)
 
 
 @cache
