@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Page, browser, executable
+
+from metazoo.benchmarks.browser import Page, browser, executable
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard" / "leaderboard.html"
 

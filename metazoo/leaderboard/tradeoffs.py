@@ -75,7 +75,8 @@ def _scatter(board: Leaderboard, column: Column, cost: Cost, links: Mapping[tupl
     ]
     on_front = front(dots, measure.sign > 0)
     dots = [replace(dot, on_front=index in on_front) for index, dot in enumerate(dots)]
-    return Scatter(f"{heading(board.suite, column)}, {cost.title}", drawn, labelled(dots, drawn), steps(dots, drawn))
+    title = f"{heading(board.suite, column)}: {measure.title} against {cost.title}"
+    return Scatter(title, drawn, labelled(dots, drawn), steps(dots, drawn))
 
 
 def _frame(board: Leaderboard, cost: Cost, found: Sequence[tuple[float, float, float]]) -> Frame:

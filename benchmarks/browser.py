@@ -1,4 +1,4 @@
-"""A headless chromium that tests drive by the DevTools protocol over pipes; it needs nothing but the browser."""
+"""A headless chromium, driven by the DevTools protocol over pipes: for pictures of pages and for their tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from metazoo.errors import UserError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--force-prefers-reduced-motion",
     "--remote-debugging-pipe",
-)  # fmt: skip
+)
+"""It asks the network for nothing and shows the same on every machine with the same fonts."""
 MOVE = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
@@ -34,7 +45,7 @@ SECONDS = 60.0
 
 
 def executable() -> str | None:
-    """The browser of this machine, if there is one."""
+    """The chromium of this machine, if there is one."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
@@ -98,10 +109,16 @@ class Page:
         """Light or dark mode."""
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
-    def screenshot(self, path: Path, whole: bool = False) -> None:
-        """A PNG of what is seen, or of the whole page."""
-        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
+    def picture(self, selector: str = "") -> bytes:
+        """A PNG of what is seen, or of the one element that a selector names."""
+        clip = {}
+        if selector:
+            box = self.evaluate(
+                "(({x, y, width, height}) => ({x: x + scrollX, y: y + scrollY, width, height, scale: 1}))"
+                f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            )
+            clip = {"clip": box, "captureBeyondViewport": True}
+        return base64.b64decode(self.send("Page.captureScreenshot", format="png", **clip)["data"])
 
     def pdf(self) -> bytes:
         """The page as it prints on A4."""
@@ -136,11 +153,13 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """Start a browser with a profile of its own and give its page; it is gone afterwards."""
     command = executable()
-    assert command is not None
+    if command is None:
+        raise UserError("There is no chromium here; on Debian and Ubuntu: apt install chromium.")
     ours_in, theirs_out = os.pipe()
     theirs_in, ours_out = os.pipe()
+    own = [*FLAGS, f"--user-data-dir={profile}"]
     process = subprocess.Popen(
-        [sys.executable, "-c", MOVE, str(theirs_in), str(theirs_out), command, *FLAGS, f"--user-data-dir={profile}"],
+        [sys.executable, "-c", MOVE, str(theirs_in), str(theirs_out), command, *own],
         pass_fds=(theirs_in, theirs_out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
