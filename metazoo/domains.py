@@ -99,11 +99,11 @@ class ImageDomain(Domain):
 
     @classmethod
     def open(cls, name: str, size: int | None, home: Path | None) -> ImageDomain:
-        return cls(image_set(name), open_store(name, size, home=home))
+        return cls(image_set(name, home), open_store(name, size, home=home))
 
     @classmethod
     def identity_here(cls, name: str, size: int | None, home: Path | None) -> str | None:
-        size = dataset(name).pixels if size is None else size
+        size = dataset(name, home).pixels if size is None else size
         path = store_path(name, size or 0, home) / MANIFEST
         return Manifest.read(path).identity if path.is_file() else None
 
@@ -250,12 +250,12 @@ def open_domain(name: str, size: int | None = None, home: Path | None = None) ->
 
     Raises UserError for an unknown data set, or one that was not prepared, with the command to run.
     """
-    return _KINDS[dataset(name).kind].open(name, size, home)
+    return _KINDS[dataset(name, home).kind].open(name, size, home)
 
 
 def identity_here(name: str, size: int | None = None, home: Path | None = None) -> str | None:
     """The identity of the data set as it is ready for use on this machine, None where it is not."""
-    return _KINDS[dataset(name).kind].identity_here(name, size, home)
+    return _KINDS[dataset(name, home).kind].identity_here(name, size, home)
 
 
 def baseline(name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:

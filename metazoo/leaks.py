@@ -36,7 +36,7 @@ def find_leak(source: str, target: str, size: int | None = None, home: Path | No
     Data sets can share classes if their fact sheets say that they name those of one world (`DataSet.classes_of`). Their
     class lists are those of the stores in `home`, else the published ones. Raises UserError where there is neither.
     """
-    one, other = dataset(source), dataset(target)
+    one, other = dataset(source, home), dataset(target, home)
     if source == target or not isinstance(one, DataSet) or not isinstance(other, DataSet):
         return None
     if not one.classes_of or one.classes_of != other.classes_of:

@@ -125,6 +125,15 @@ class Record(Strict):
     peak_memory_mb: float = 0.0
     """Peak device memory on a GPU, peak resident memory of the process on a CPU."""
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The test classes that no episode drew."""
+        return self.leak.left_out if self.leak else ()
+
+    def answers(self, drop_leaking: bool) -> bool:
+        """Whether its episodes are those of a test that drops leaking classes or does not; without a result, too."""
+        return self.leak is None or not self.leak.trained or self.leak.dropped == drop_leaking
+
 
 def append(path: Path, record: Record) -> None:
     """Add one line to a records file in one write, so that a kill cannot leave half a line in front of another."""

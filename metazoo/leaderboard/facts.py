@@ -38,7 +38,8 @@ def facts(board: Leaderboard) -> dict[str, str]:
         else "as published: each method as its paper or official code has it",
         **(shared if common else {}),
         "Episodes": f"{suite.sheet.episode_text(suite.ways, suite.queries)}; {plan.episodes} fixed test episodes a "
-        f"column (seed {plan.seed}), the same for every method",
+        f"column (seed {plan.seed}), the same for every method"
+        + (", without test classes that the source trains on" if plan.drop_leaking else ""),
         "Selection rules": "; ".join(f"{rule}: {RULES[rule]}" for rule in plan.rules),
         "Seeds": seeds if len(suite.seeds) == 1 else f"{seeds}; the mean is over seeds and episodes",
         "±": f"half-width of the {board.over.title} (Student's t): {board.over.meaning}",
@@ -77,6 +78,7 @@ def pixels_text(config: RunConfig) -> str:
         "none": "values in [0, 1]",
         "imagenet": "standardised with ImageNet's mean and standard deviation",
         "source": "standardised with the source's mean and standard deviation",
+        "per_data_set": "each data set standardised, or not, as CxGrad's data loader does it",
     }
     return f"{config.size}x{config.size}, {normalisations[config.normalisation]}"
 
@@ -105,6 +107,8 @@ def _budget(config: RunConfig) -> str:
         parts.append(f"training episodes of {training.ways} ways")
     if training.legacy_restart_every:
         parts.append(f"Adam made anew every {training.legacy_restart_every} iterations")
+    if training.augmentation:
+        parts.append(f"training images augmented ({settings_text(training.augmentation.model_dump())})")
     if training.first_order_epochs:
         parts.append(f"first order for {training.first_order_epochs} epochs")
     if training.gradient_clamp:

@@ -19,6 +19,7 @@ from metazoo.errors import UserError
 from metazoo.leaderboard.published import Literature, Number, literature
 from metazoo.leaderboard.suite import Column, Row, Suite, Training
 from metazoo.leaderboard.tested import POPULATIONS, population
+from metazoo.leaks import Leak
 from metazoo.populations import EPISODES, TRAININGS, Episodes, Over, Population, training_spread
 from metazoo.records import Record, Rule, Status, read
 from metazoo.schema import parse
@@ -82,7 +83,7 @@ class Shelf:
     def find(self, suite: Suite, config: Mapping[str, Any], target: str) -> Record | None:
         """The record of one cell and seed: made with what is here now before others, with a result, the latest."""
         key = _key(config, target, suite.evaluation.episodes, suite.evaluation.seed)
-        found = self._records.get(key, [])
+        found = [record for record in self._records.get(key, []) if record.answers(suite.evaluation.drop_leaking)]
         ranked = sorted(found, key=lambda record: (not self.identities.departures(record), record.status == "done"))
         return ranked[-1] if ranked else None
 
@@ -199,9 +200,14 @@ class Cell:
         return next(iter(self.row.configs.values())).size
 
     @property
-    def test_data(self) -> str:
-        """Identity of the data set it was tested on."""
-        return self.measured[0].data.get("target", "") if self.measured else ""
+    def test_data(self) -> tuple[str, ...]:
+        """Identity of the data set it was tested on, and the classes of it that were left out."""
+        return (self.measured[0].data.get("target", ""), *self.measured[0].left_out) if self.measured else ()
+
+    @property
+    def leak(self) -> Leak | None:
+        """The test classes that its source trains or selects on."""
+        return next((record.leak for record in self.measured if record.leak), None)
 
 
 @dataclass(frozen=True)
@@ -282,7 +288,7 @@ def _cell(suite: Suite, shelf: Shelf, row: Row, column: Column, rule: Rule, over
 
 def _standings(column: Sequence[Cell]) -> dict[tuple[str, Column], Standing]:
     """Ranks among the cells tested on the same images: on what most were, should records of one image size disagree."""
-    tested: dict[int | None, Counter[str]] = {}
+    tested: dict[int | None, Counter[tuple[str, ...]]] = {}
     for cell in column:
         if cell.measured:
             tested.setdefault(cell.size, Counter())[cell.test_data] += 1
@@ -311,6 +317,8 @@ def _beside(cell: Cell, suite: Suite, papers: Literature) -> list[Beside]:
     result, scale, found = cell.result(), suite.measure.scale, []
     for number in papers.of(cell.row.entry.method, config, cell.column.target):
         departures = papers.departures(number, config, cell.rule, suite.evaluation.episodes)
+        if departures is not None and cell.leak and cell.leak.left_out:
+            departures = [*departures, f"{len(cell.leak.left_out)} test classes left out"]
         same = departures is not None and not departures
         found.append(Beside(number, departures, scale * result[0] - number.value if result and same else None))
     return sorted(found, key=lambda beside: beside.departures is None or len(beside.departures) > 0)

@@ -11,6 +11,7 @@ from metazoo.leaderboard.facts import RULES, backbone_text, facts, pixels_text, 
 from metazoo.leaderboard.published import MEANINGS
 from metazoo.leaderboard.standings import Beside, Leaderboard
 from metazoo.leaderboard.suite import Column, Row, Suite
+from metazoo.leaks import leak_text
 
 NOTHING = "-"
 
@@ -127,6 +128,8 @@ def _result(board: Leaderboard, row: Row, column: Column, notes: Notes) -> list[
         if cell.reasons:
             marks.append(notes.add(f"{row.label}: {'; '.join(cell.reasons)}"))
         return [Entry(cell.status if cell.status != "done" else "missing", notes=tuple(marks)), Entry(NOTHING)]
+    if cell.leak:
+        marks.append(notes.add(leak_text(cell.leak, board.suite.source, column.target)))
     if len(cell.measured) < len(cell.seeds):
         reasons = f" ({'; '.join(cell.reasons)})" if cell.reasons else ""
         marks.append(notes.add(f"{row.label}: {len(cell.measured)} of {len(cell.seeds)} seeds{reasons}."))

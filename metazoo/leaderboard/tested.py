@@ -26,7 +26,7 @@ def population(over: Over, record: Record, data_home: Path | None = None) -> Pop
     config = record.config
     tested = (record.target, config["size"], record.data.get("target", ""), data_home)
     episodes = (config["ways"], config["shots"], config["queries"], record.episode_seed, record.episodes)
-    return _classes(*tested, *episodes, record.leak.left_out if record.leak else ())
+    return _classes(*tested, *episodes, record.left_out)
 
 
 @cache

@@ -152,6 +152,8 @@ def _cell_values(board: Leaderboard, label: str, column: Any) -> dict[str, Any]:
         "status": cell.status,
         "reasons": cell.reasons,
         "made_with_other": list(cell.departures),
+        "leaking": list(cell.leak.trained if cell.leak else ()),
+        "left_out": list(cell.leak.left_out if cell.leak else ()),
         "seeds": [seed for seed, record in cell.seeds.items() if record and cell.rule in record.evaluations],
         "episodes": suite.evaluation.episodes,
         measure.name: _rounded(result[0] if result else None),
