@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo import native
+from metazoo import native, patches
 from metazoo.convolution import channels_last, convolve, fold
 
 
@@ -48,6 +48,8 @@ def block(
     """
     if bias is not None:
         beta = beta + (bias - bias)
+    if patches.fit(maps, weight):
+        return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side)
     return _NormalisePool.apply(convolve(maps, weight, padding), gamma, beta, eps, slope, side)[0]
 
 
@@ -65,7 +67,7 @@ class _NormalisePool(torch.autograd.Function):
         gamma, beta = gamma.contiguous(), beta.contiguous()
         mean, r = torch.empty_like(gamma), torch.empty_like(gamma)
         shape = native.shape_of(z, side)
-        _run("normalise_pool", z.dtype, channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
+        native.run("normalise_pool", channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
         return y, code, mean, r
 
     @staticmethod
@@ -112,7 +114,7 @@ class _Gradient(torch.autograd.Function):
         dy, z, gamma = channels_last(dy), channels_last(z), gamma.contiguous()
         dz, dgamma, dbeta = torch.empty_like(z), torch.empty_like(gamma), torch.empty_like(gamma)
         shape = native.shape_of(z, side)
-        _run("normalise_pool_backward", z.dtype, dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
+        native.run("normalise_pool_backward", dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
         ctx.slope, ctx.side = slope, side
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, z, code, gamma, mean, r, dgamma, dbeta)
@@ -148,15 +150,9 @@ class _SecondGradient(torch.autograd.Function):
         of_dy, of_z, of_gamma = torch.empty_like(dy), torch.empty_like(z), torch.empty_like(gamma)
         given = u, u_gamma, u_beta, dy, z, code, gamma, mean, r, dgamma, dbeta
         shape = native.shape_of(z, side)
-        _run("normalise_pool_second", z.dtype, *given, slope, shape, of_dy, of_z, of_gamma)
+        native.run("normalise_pool_second", *given, slope, shape, of_dy, of_z, of_gamma)
         return of_dy, of_z, of_gamma
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
         raise RuntimeError("A block of metazoo.blocks has no third derivative.")
-
-
-def _run(name: str, dtype: torch.dtype, *arguments: Tensor | float | native.Shape | None) -> None:
-    kernels = native.kernels(dtype)
-    assert kernels is not None, "`fits` was not asked"
-    kernels(name, *arguments)

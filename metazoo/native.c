@@ -64,6 +64,13 @@ typedef struct {
 INLINE int64_t pixels(const Shape *s) { return s->height * s->width; }
 INLINE int64_t windows(const Shape *s) { return (s->height / s->side) * (s->width / s->side); }
 
+/* function(..., image, side) for every image, with the side known to the compiler. */
+#define EACH_IMAGE(function, ...)                                                            \
+    _Pragma("omp parallel for num_threads(s->threads) if (s->threads > 1)")                  \
+    for (int64_t image = 0; image < s->images; image++) {                                    \
+        if (s->side == 2) function(__VA_ARGS__, image, 2); else function(__VA_ARGS__, image, 1); \
+    }
+
 /* Where the first pixel of window number w begins in an image. */
 INLINE int64_t window_start(const Shape *s, int64_t w, int side) {
     int64_t across = s->width / side;
@@ -80,12 +87,10 @@ INLINE lanes chosen(const stored *window, const Shape *s, mask code, int side) {
     return value;
 }
 
-/* Add the sums of a row in REAL to sums in double, and begin the row anew. */
-INLINE void end_row(double *total, real *of_row, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) {
+/* Add the sums of a row in REAL to sums in double. */
+INLINE void add_row(double *total, const real *of_row, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES)
         *(doubles *)(total + i) += __builtin_convertvector(load(of_row + i), doubles);
-        *(loose *)(of_row + i) = (lanes){0};
-    }
 }
 
 /* sums[image][k] of every image, into the first one's. */
@@ -95,144 +100,134 @@ static void add_images(double *sums, const Shape *s, int64_t k) {
 }
 
 /* Of every channel: the sums over pixels of u - u0 and (u - u0) (z - z0). */
-static void dense_sums(const stored *u, const real *u0, const stored *z, const real *z0, const Shape *s, double *sums) {
+INLINE void dense_sums(
+    const stored *u, const real *u0, const stored *z, const real *z0, double *sums, const Shape *s, int64_t image, int side
+) {
+    (void)side;
     int64_t channels = s->channels, row = s->width * channels;
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (int64_t image = 0; image < s->images; image++) {
-        double *total = memset(sums + image * 2 * channels, 0, 2 * channels * sizeof(double));
-        real of_row[2 * channels];
-        memset(of_row, 0, sizeof of_row);
-        for (int64_t y = 0; y < s->height; y++) {
-            int64_t at = (image * s->height + y) * row;
-            for (int64_t c = 0; c < channels; c += LANES) {
-                lanes first = {0}, second = {0}, u_zero = load(u0 + c), z_zero = load(z0 + c);
-                for (int64_t x = at + c; x < at + row; x += channels) {
-                    lanes value = get(u + x) - u_zero;
-                    first += value;
-                    second += value * (get(z + x) - z_zero);
-                }
-                *(loose *)(of_row + c) = first;
-                *(loose *)(of_row + channels + c) = second;
+    double *total = memset(sums + image * 2 * channels, 0, 2 * channels * sizeof(double));
+    real of_row[2 * channels];
+    for (int64_t y = 0; y < s->height; y++) {
+        int64_t at = (image * s->height + y) * row;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            lanes first = {0}, second = {0}, u_zero = load(u0 + c), z_zero = load(z0 + c);
+            for (int64_t x = at + c; x < at + row; x += channels) {
+                lanes value = get(u + x) - u_zero;
+                first += value;
+                second += value * (get(z + x) - z_zero);
             }
-            end_row(total, of_row, 2 * channels);
+            *(loose *)(of_row + c) = first;
+            *(loose *)(of_row + channels + c) = second;
         }
+        add_row(total, of_row, 2 * channels);
     }
-    add_images(sums, s, 2 * channels);
 }
 
-/* Of every channel: the sums over windows of g and g (v - v0), with g the gradient dy behind the activation and v the
-   chosen pixel. */
-INLINE void window_sums_of(
-    const stored *dy, const uint8_t *code, const stored *v, const real *v0, real slope, const Shape *s, double *sums, int side
+/* Of every channel: the sums over windows of g and g v, with g the gradient dy behind the activation and v the chosen
+   pixel of z - z0. */
+INLINE void window_sums(
+    const stored *dy, const uint8_t *code, const stored *z, const real *z0, real slope, double *sums, const Shape *s,
+    int64_t image, int side
 ) {
     int64_t channels = s->channels, across = s->width / side, down = s->height / side;
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (int64_t image = 0; image < s->images; image++) {
-        double *total = memset(sums + image * 2 * channels, 0, 2 * channels * sizeof(double));
-        real of_row[2 * channels];
-        memset(of_row, 0, sizeof of_row);
-        for (int64_t y = 0; y < down; y++) {
-            for (int64_t c = 0; c < channels; c += LANES) {
-                lanes first = {0}, second = {0}, zero = load(v0 + c);
-                for (int64_t x = 0; x < across; x++) {
-                    int64_t w = y * across + x, to = (image * down * across + w) * channels + c;
-                    mask which = codes(code + to);
-                    lanes g = through(get(dy + to), which, slope);
-                    first += g;
-                    second += g * (chosen(v + image * pixels(s) * channels + window_start(s, w, side) + c, s, which, side) - zero);
-                }
-                *(loose *)(of_row + c) = first;
-                *(loose *)(of_row + channels + c) = second;
-            }
-            end_row(total, of_row, 2 * channels);
-        }
-    }
-    add_images(sums, s, 2 * channels);
-}
-
-/* out = by_z (z - z0) + by_u u + constant, plus by_g g at the chosen pixel of every window; u may be absent. */
-INLINE void spread_of(
-    stored *out, const stored *z, const real *z0, const stored *u, const stored *dy, const uint8_t *code, real slope,
-    const real *by_z, const real *by_u, const real *by_g, const real *constant, const Shape *s, int side, int with_u
-) {
-    int64_t channels = s->channels, row = s->width * channels, count = windows(s);
-    int64_t across = s->width / side * side, down = s->height / side * side;
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (int64_t image = 0; image < s->images; image++) {
-        int64_t start = image * pixels(s) * channels;
-        for (int64_t w = 0; w < count; w++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                int64_t from = (image * count + w) * channels + c, window = start + window_start(s, w, side) + c;
+    double *total = memset(sums + image * 2 * channels, 0, 2 * channels * sizeof(double));
+    real of_row[2 * channels];
+    for (int64_t y = 0; y < down; y++) {
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const stored *window = z + (image * s->height + y * side) * s->width * channels + c;
+            int64_t from = (image * down + y) * across * channels + c;
+            lanes first = {0}, second = {0}, zero = load(z0 + c);
+            for (int64_t x = 0; x < across; x++, from += channels, window += side * channels) {
                 mask which = codes(code + from);
-                lanes g = load(by_g + c) * through(get(dy + from), which, slope);
-                for (int k = 0; k < side * side; k++) {
-                    int64_t at = window + inside(s, k, side);
-                    lanes value = load(by_z + c) * (get(z + at) - load(z0 + c)) + load(constant + c);
-                    if (with_u) value += load(by_u + c) * get(u + at);
-                    put(out + at, value + where((which & ~NEGATIVE) == k, g, (lanes){0}));
-                }
+                lanes g = through(get(dy + from), which, slope);
+                first += g;
+                second += g * (chosen(window, s, which, side) - zero);
             }
-        for (int64_t y = 0; y < s->height; y++)
-            for (int64_t x = y < down ? across : 0; x < s->width; x++)
-                for (int64_t c = 0; c < channels; c += LANES) {
-                    int64_t at = start + y * row + x * channels + c;
-                    lanes value = load(by_z + c) * (get(z + at) - load(z0 + c)) + load(constant + c);
-                    if (with_u) value += load(by_u + c) * get(u + at);
-                    put(out + at, value);
-                }
+            *(loose *)(of_row + c) = first;
+            *(loose *)(of_row + channels + c) = second;
+        }
+        add_row(total, of_row, 2 * channels);
     }
 }
 
-/* Pool and activate scale (z - mean) + shift; of equal values the first in row-major order is chosen. */
-INLINE void pool_of(
-    const stored *z, const real *mean, const real *scale, const real *shift, real slope, const Shape *s, stored *y,
-    uint8_t *code, int side
+/* out = by_z (z - z0) + constant + by_u u (with_u), plus by_g g at the chosen pixel of every window. */
+INLINE void spread(
+    int with_u, stored *out, const stored *z, const real *z0, const stored *u, const stored *dy, const uint8_t *code,
+    real slope, const real *by_z, const real *by_u, const real *by_g, const real *constant, const Shape *s, int64_t image,
+    int side
+) {
+    int64_t channels = s->channels, row = s->width * channels, start = image * pixels(s) * channels, count = windows(s);
+    int64_t across = s->width / side * side, down = s->height / side * side;
+    for (int64_t w = 0; w < count; w++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t from = (image * count + w) * channels + c, window = start + window_start(s, w, side) + c;
+            mask which = codes(code + from);
+            lanes g = load(by_g + c) * through(get(dy + from), which, slope);
+            for (int k = 0; k < side * side; k++) {
+                int64_t at = window + inside(s, k, side);
+                lanes value = load(by_z + c) * (get(z + at) - load(z0 + c)) + load(constant + c);
+                if (with_u) value += load(by_u + c) * get(u + at);
+                put(out + at, value + where((which & ~NEGATIVE) == k, g, (lanes){0}));
+            }
+        }
+    for (int64_t y = 0; y < s->height; y++)
+        for (int64_t x = y < down ? across : 0; x < s->width; x++)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t at = start + y * row + x * channels + c;
+                lanes value = load(by_z + c) * (get(z + at) - load(z0 + c)) + load(constant + c);
+                if (with_u) value += load(by_u + c) * get(u + at);
+                put(out + at, value);
+            }
+}
+
+/* Of the values of a window, number k of block b in values[k * blocks + b], the largest one, activated, and its code;
+   of equal ones the first in row-major order. */
+INLINE void put_largest(const lanes *values, int blocks, real slope, stored *y, uint8_t *code, int side) {
+    lanes best = values[0];
+    mask number = {0};
+    for (int k = 1; k < side * side; k++) {
+        mask larger = values[k * blocks] > best;
+        number = (number & ~larger) | (k & larger);
+        best = where(larger, values[k * blocks], best);
+    }
+    mask positive = best > 0;
+    put(y, where(positive, best, best * slope));
+    *(bytes *)code = __builtin_convertvector(number | (NEGATIVE & ~positive), bytes);
+}
+
+/* Pool and activate scale (z - mean) + shift. */
+INLINE void pool(
+    const stored *z, const real *mean, const real *scale, const real *shift, real slope, stored *y, uint8_t *code,
+    const Shape *s, int64_t image, int side
 ) {
     int64_t channels = s->channels, count = windows(s);
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (int64_t image = 0; image < s->images; image++)
-        for (int64_t w = 0; w < count; w++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                const stored *window = z + image * pixels(s) * channels + window_start(s, w, side) + c;
-                int64_t to = (image * count + w) * channels + c;
-                lanes best = load(scale + c) * (get(window) - load(mean + c)) + load(shift + c);
-                mask number = {0};
-                for (int k = 1; k < side * side; k++) {
-                    lanes value = get(window + inside(s, k, side));
-                    value = load(scale + c) * (value - load(mean + c)) + load(shift + c);
-                    mask larger = value > best;
-                    number = (number & ~larger) | (k & larger);
-                    best = where(larger, value, best);
-                }
-                mask positive = best > 0;
-                put(y + to, where(positive, best, best * slope));
-                *(bytes *)(code + to) = __builtin_convertvector(number | (NEGATIVE & ~positive), bytes);
-            }
+    for (int64_t w = 0; w < count; w++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const stored *window = z + image * pixels(s) * channels + window_start(s, w, side) + c;
+            int64_t to = (image * count + w) * channels + c;
+            lanes values[4];
+            for (int k = 0; k < side * side; k++)
+                values[k] = load(scale + c) * (get(window + inside(s, k, side)) - load(mean + c)) + load(shift + c);
+            put_largest(values, 1, slope, y + to, code + to, side);
+        }
 }
 
 /* Of every window the chosen pixel of by_z (z - z0) + by_u u + constant, times the activation's slope there. */
-INLINE void pick_of(
+INLINE void pick(
     const stored *z, const real *z0, const stored *u, const uint8_t *code, real slope, const real *by_z,
-    const real *by_u, const real *constant, const Shape *s, stored *out, int side
+    const real *by_u, const real *constant, stored *out, const Shape *s, int64_t image, int side
 ) {
     int64_t channels = s->channels, count = windows(s);
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
-    for (int64_t image = 0; image < s->images; image++)
-        for (int64_t w = 0; w < count; w++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                int64_t to = (image * count + w) * channels + c;
-                int64_t at = image * pixels(s) * channels + window_start(s, w, side) + c;
-                mask which = codes(code + to);
-                lanes value = load(by_z + c) * (chosen(z + at, s, which, side) - load(z0 + c)) + load(constant + c);
-                value += load(by_u + c) * chosen(u + at, s, which, side);
-                put(out + to, through(value, which, slope));
-            }
+    for (int64_t w = 0; w < count; w++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t to = (image * count + w) * channels + c;
+            int64_t at = image * pixels(s) * channels + window_start(s, w, side) + c;
+            mask which = codes(code + to);
+            lanes value = load(by_z + c) * (chosen(z + at, s, which, side) - load(z0 + c)) + load(constant + c);
+            value += load(by_u + c) * chosen(u + at, s, which, side);
+            put(out + to, through(value, which, slope));
+        }
 }
-
-/* The three loops over windows, with the side known to the compiler. */
-#define FOR_SIDE(function, ...) (s->side == 2 ? function(__VA_ARGS__, 2) : function(__VA_ARGS__, 1))
-#define FOR_SIDE_AND_U(function, with_u, ...) \
-    (s->side == 2 ? function(__VA_ARGS__, 2, with_u) : function(__VA_ARGS__, 1, with_u))
 
 /* (y, code, mean, r) of (z, gamma, beta): batch norm by the batch's statistics, pool, activation. Not 0: no memory. */
 int32_t normalise_pool(
@@ -245,7 +240,8 @@ int32_t normalise_pool(
     if (!sums) return 1;
     real first[channels], scale[channels];
     for (int64_t c = 0; c < channels; c += LANES) *(loose *)(first + c) = get(z + c);
-    dense_sums(z, first, z, first, s, sums); /* relative to the first pixel: a large mean costs no precision */
+    EACH_IMAGE(dense_sums, z, first, z, first, sums, s)
+    add_images(sums, s, 2 * channels); /* relative to the first pixel: a large mean costs no precision */
     for (int64_t c = 0; c < channels; c++) {
         double offset = sums[c] / size, variance = sums[channels + c] / size - offset * offset;
         double root = 1 / sqrt((variance < 0 ? 0 : variance) + eps);
@@ -253,7 +249,7 @@ int32_t normalise_pool(
         r[c] = (real)root;
         scale[c] = (real)(gamma[c] * root);
     }
-    FOR_SIDE(pool_of, z, mean, scale, beta, (real)slope, s, y, code);
+    EACH_IMAGE(pool, z, mean, scale, beta, (real)slope, y, code, s)
     free(sums);
     return 0;
 }
@@ -268,7 +264,8 @@ int32_t normalise_pool_backward(
     double size = (double)(s->images * pixels(s)), *sums = malloc(s->images * 2 * channels * sizeof(double));
     if (!sums) return 1;
     real by_z[channels], by_g[channels], constant[channels];
-    FOR_SIDE(window_sums_of, dy, code, z, mean, (real)slope, s, sums);
+    EACH_IMAGE(window_sums, dy, code, z, mean, (real)slope, sums, s)
+    add_images(sums, s, 2 * channels);
     for (int64_t c = 0; c < channels; c++) {
         double k = (double)gamma[c] * r[c], product = sums[channels + c] * r[c];
         dbeta[c] = (real)sums[c];
@@ -277,7 +274,7 @@ int32_t normalise_pool_backward(
         by_z[c] = (real)(-k * r[c] * product / size);
         constant[c] = (real)(-k * sums[c] / size);
     }
-    FOR_SIDE_AND_U(spread_of, 0, dz, z, mean, NULL, dy, code, (real)slope, by_z, NULL, by_g, constant, s);
+    EACH_IMAGE(spread, 0, dz, z, mean, NULL, dy, code, (real)slope, by_z, NULL, by_g, constant, s)
     free(sums);
     return 0;
 }
@@ -295,8 +292,10 @@ int32_t normalise_pool_second(
     real zeros[channels], by_z[channels], by_u[channels], by_g[channels], constant[channels];
     real pick_z[channels], pick_u[channels], pick_constant[channels];
     memset(zeros, 0, sizeof zeros);
-    dense_sums(u, zeros, z, mean, s, dense);
-    FOR_SIDE(window_sums_of, dy, code, u, zeros, (real)slope, s, at_windows);
+    EACH_IMAGE(dense_sums, u, zeros, z, mean, dense, s)
+    EACH_IMAGE(window_sums, dy, code, u, zeros, (real)slope, at_windows, s)
+    add_images(dense, s, 2 * channels);
+    add_images(at_windows, s, 2 * channels);
     for (int64_t c = 0; c < channels; c++) {
         double root = r[c], k = gamma[c] * root, ug = u_gamma ? u_gamma[c] : 0, ub = u_beta ? u_beta[c] : 0;
         double u_mean = dense[c] / size, b = dense[channels + c] * root / size;
@@ -313,8 +312,182 @@ int32_t normalise_pool_second(
         pick_z[c] = (real)(root * weight_dy);
         pick_constant[c] = (real)(ub - k * u_mean);
     }
-    FOR_SIDE_AND_U(spread_of, 1, of_z, z, mean, u, dy, code, (real)slope, by_z, by_u, by_g, constant, s);
-    FOR_SIDE(pick_of, z, mean, u, code, (real)slope, pick_z, pick_u, pick_constant, s, of_dy);
+    EACH_IMAGE(spread, 1, of_z, z, mean, u, dy, code, (real)slope, by_z, by_u, by_g, constant, s)
+    EACH_IMAGE(pick, z, mean, u, code, (real)slope, pick_z, pick_u, pick_constant, of_dy, s)
     free(dense);
+    return 0;
+}
+
+/* The first block's convolution, 3x3, of images whose patches are short: x holds the images [height + 2, width + 2,
+   depth], zeros around them included, with LANES values to spare behind the last. A patch is three stretches of 3 depth
+   values each; 3 depth is at most LANES. height, width and channels are those of the convolution's output. */
+
+/* Weight times patch plus shift, for every pixel of a window and `blocks` times LANES channels from c on; weights are
+   [channel / LANES][patch][LANES]. */
+INLINE void convolve_window(
+    const real *corner, int64_t line, int64_t depth, const real *weights, const real *shift, int64_t c, lanes *values,
+    int side, int blocks
+) {
+    int64_t stretch = 3 * depth, block = 3 * stretch * LANES;
+    const real *w = weights + c / LANES * block;
+    for (int k = 0; k < side * side; k++)
+        for (int b = 0; b < blocks; b++) values[k * blocks + b] = load(shift + c + b * LANES);
+    for (int row = 0; row < 3; row++)
+        for (int64_t q = 0; q < stretch; q++, w += LANES) {
+            lanes weight[4];
+            for (int b = 0; b < blocks; b++) weight[b] = load(w + b * block);
+            for (int k = 0; k < side * side; k++) {
+                real pixel = corner[(k / side + row) * line + (k % side) * depth + q];
+                for (int b = 0; b < blocks; b++) values[k * blocks + b] += weight[b] * pixel;
+            }
+        }
+}
+
+/* For `blocks` times LANES channels of every window: the largest value, activated, and its code; or, with `chosen_by`
+   a code already, the value at the coded pixel times the activation's slope there. */
+INLINE void some_patches(
+    const real *x, int64_t depth, const real *weights, const real *shift, real slope, stored *y, uint8_t *code,
+    const uint8_t *chosen_by, const Shape *s, int64_t c, int64_t image, int side, int blocks
+) {
+    int64_t line = (s->width + 2) * depth, across = s->width / side, count = windows(s);
+    for (int64_t w = 0; w < count; w++) {
+        const real *corner = x + (image * (s->height + 2) + w / across * side) * line + w % across * side * depth;
+        int64_t to = (image * count + w) * s->channels + c;
+        lanes values[4 * 4];
+        convolve_window(corner, line, depth, weights, shift, c, values, side, blocks);
+        for (int b = 0; b < blocks; b++, to += LANES) {
+            if (!chosen_by) {
+                put_largest(values + b, blocks, slope, y + to, code + to, side);
+                continue;
+            }
+            mask which = codes(chosen_by + to);
+            lanes value = values[b];
+            for (int k = 1; k < side * side; k++) value = where((which & ~NEGATIVE) == k, values[k * blocks + b], value);
+            put(y + to, through(value, which, slope));
+        }
+    }
+}
+
+INLINE void image_patches(
+    const real *x, int64_t depth, const real *weights, const real *shift, real slope, stored *y, uint8_t *code,
+    const uint8_t *chosen_by, const Shape *s, int64_t image, int side
+) {
+    int64_t c = 0;
+#define PATCHES(blocks) \
+    some_patches(x, depth, weights, shift, slope, y, code, chosen_by, s, c, image, side, blocks), c += (blocks) * LANES
+#ifdef __AVX512F__ /* with that many registers, four or three blocks of channels share the loads of a pixel */
+    while (s->channels - c >= 4 * LANES && (s->channels - c) % (3 * LANES)) PATCHES(4);
+    while (s->channels - c >= 3 * LANES) PATCHES(3);
+#endif
+    while (c < s->channels) PATCHES(1);
+}
+
+/* y and code of weights and shift; with `chosen_by`, y alone, at the pixels that it names. */
+int32_t patches(
+    const real *x, int64_t depth, const real *weights, const real *shift, double slope, Shape shape, stored *y,
+    uint8_t *code, const uint8_t *chosen_by
+) {
+    const Shape *s = &shape;
+    EACH_IMAGE(image_patches, x, depth, weights, shift, (real)slope, y, code, chosen_by, s)
+    return 0;
+}
+
+/* Of every channel: the sums over windows of g times the three stretches of the coded pixel's patch, and of g, as
+   [channel][4][LANES]. */
+INLINE void patch_sums(
+    const real *x, int64_t depth, const stored *dy, const uint8_t *code, real slope, double *sums, const Shape *s,
+    int64_t image, int side
+) {
+    int64_t channels = s->channels, line = (s->width + 2) * depth, across = s->width / side, down = s->height / side;
+    double *total = memset(sums + image * channels * 4 * LANES, 0, channels * 4 * LANES * sizeof(double));
+    real of_row[across * channels];
+    for (int64_t y = 0; y < down; y++) {
+        const real *row = x + (image * (s->height + 2) + y * side) * line;
+        int64_t from = (image * down + y) * across * channels;
+        for (int64_t i = 0; i < across * channels; i += LANES)
+            *(loose *)(of_row + i) = through(get(dy + from + i), codes(code + from + i), slope);
+        for (int64_t c = 0; c < channels; c++) {
+            lanes stretches[4] = {{0}, {0}, {0}, {0}};
+            real sum = 0;
+            for (int64_t w = 0; w < across; w++) {
+                real g = of_row[w * channels + c];
+                int which = code[from + w * channels + c] & ~NEGATIVE;
+                const real *patch = row + which / side * line + (w * side + which % side) * depth;
+                for (int k = 0; k < 3; k++) stretches[k] += g * load(patch + k * line);
+                sum += g;
+            }
+            stretches[3][0] = sum;
+            add_row(total + c * 4 * LANES, (const real *)stretches, 4 * LANES);
+        }
+    }
+}
+
+/* Of every channel: the sums over windows of g times the coded pixel's patch, [channel][patch], and of g. */
+int32_t patches_sums(
+    const real *x, int64_t depth, const stored *dy, const uint8_t *code, double slope, Shape shape, double *by_patch,
+    double *sum
+) {
+    const Shape *s = &shape;
+    int64_t channels = s->channels, stretch = 3 * depth, each = channels * 4 * LANES;
+    double *sums = malloc(s->images * each * sizeof(double));
+    if (!sums) return 1;
+    EACH_IMAGE(patch_sums, x, depth, dy, code, (real)slope, sums, s)
+    add_images(sums, s, each);
+    for (int64_t c = 0; c < channels; c++) {
+        const double *of_channel = sums + c * 4 * LANES;
+        for (int64_t q = 0; q < 3 * stretch; q++)
+            by_patch[c * 3 * stretch + q] = of_channel[q / stretch * LANES + q % stretch];
+        sum[c] = of_channel[3 * LANES];
+    }
+    free(sums);
+    return 0;
+}
+
+/* Of one image, for each two rows of a patch (0 0, 0 1, 0 2, 1 1, 1 2, 2 2): the sums over patches of each value of the
+   first times the second, [pair][value][LANES]; behind them the sums of the three rows. */
+INLINE void image_moments(const real *x, int64_t depth, double *sums, const Shape *s, int64_t image) {
+    int64_t line = (s->width + 2) * depth, stretch = 3 * depth, each = 7 * LANES * LANES;
+    double *total = memset(sums + image * each, 0, each * sizeof(double));
+    for (int64_t y = 0; y < s->height; y++) {
+        const real *corner = x + (image * (s->height + 2) + y) * line;
+        double *to = total;
+        for (int first = 0; first < 3; first++)
+            for (int second = first; second < 3; second++, to += LANES * LANES) {
+                const real *a = corner + first * line, *b = corner + second * line;
+                lanes products[LANES] = {{0}};
+                for (int64_t i = 0; i < s->width * depth; i += depth)
+                    for (int64_t q = 0; q < stretch; q++) products[q] += a[i + q] * load(b + i);
+                add_row(to, (const real *)products, stretch * LANES);
+            }
+        for (int row = 0; row < 3; row++, to += LANES) {
+            lanes sum = {0};
+            for (int64_t i = 0; i < s->width * depth; i += depth) sum += load(corner + row * line + i);
+            add_row(to, (const real *)&sum, LANES);
+        }
+    }
+}
+
+/* The sums over all patches p of p p' (second, [patch][patch]) and of p (first). */
+int32_t patches_moments(const real *x, int64_t depth, Shape shape, double *second, double *first) {
+    const Shape *s = &shape;
+    int64_t stretch = 3 * depth, each = 7 * LANES * LANES;
+    double *sums = malloc(s->images * each * sizeof(double)), *pair = sums;
+    if (!sums) return 1;
+#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
+    for (int64_t image = 0; image < s->images; image++) {
+        if (depth == 3) image_moments(x, 3, sums, s, image); /* known to the compiler, it stays in registers */
+        else if (depth == 1) image_moments(x, 1, sums, s, image);
+        else image_moments(x, depth, sums, s, image);
+    }
+    add_images(sums, s, each);
+    for (int64_t a = 0; a < 3; a++)
+        for (int64_t b = a; b < 3; b++, pair += LANES * LANES)
+            for (int64_t i = 0; i < stretch; i++)
+                for (int64_t j = 0; j < stretch; j++) {
+                    int64_t row = a * stretch + i, column = b * stretch + j;
+                    second[row * 3 * stretch + column] = second[column * 3 * stretch + row] = pair[i * LANES + j];
+                }
+    for (int64_t i = 0; i < 3 * stretch; i++) first[i] = pair[i / stretch * LANES + i % stretch];
+    free(sums);
     return 0;
 }

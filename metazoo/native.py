@@ -36,6 +36,9 @@ _ATTEMPTS = (("-march=native", *_WIDE, "-fopenmp"), ("-march=native", "-fopenmp"
 """Flags by falling ambition: not every compiler knows all."""
 
 
+Count = ctypes.c_int64
+
+
 class Shape(ctypes.Structure):
     """Maps `[images, channels, height, width]` whose windows have `side` times `side` pixels."""
 
@@ -56,10 +59,20 @@ class Kernels:
         self._library = ctypes.CDLL(str(path))
         self._library.normalise_pool  # noqa: B018 -- an AttributeError if the file is another one
 
-    def __call__(self, name: str, *arguments: Tensor | float | Shape | None) -> None:
+    def __call__(self, name: str, *arguments: Argument) -> None:
         """Run a function; raises MemoryError where it finds none."""
         if getattr(self._library, name)(*map(_argument, arguments)):
             raise MemoryError("not enough memory for the sums of a batch's maps")
+
+
+Argument = Tensor | float | Shape | Count | None
+
+
+def run(name: str, first: Tensor, *others: Argument) -> None:
+    """Run the function `name` of the kernels for the type of the first tensor, which must be there."""
+    found = kernels(first.dtype)
+    assert found is not None, f"there are no kernels for {first.dtype}"
+    found(name, first, *others)
 
 
 @functools.cache
