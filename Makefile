@@ -7,11 +7,12 @@ BIN := .venv/bin
 # The stamp's name holds a checksum of all that decides what is installed, and of the place (a moved folder needs a new set-up).
 READY := .venv/.ready-$(shell { cat setup.cfg pyproject.toml Makefile; pwd; } | cksum | tr ' ' '-')
 
-.PHONY: help demo test setup clean
+.PHONY: help demo test docs setup clean
 
 help:
 	@echo "make demo    train seven methods on glyphs and print their leaderboard"
 	@echo "make test    lint, types and tests"
+	@echo "make docs    the documentation as a site, in build/docs"
 	@echo "make setup   only the set-up that both of them begin with: .venv, with torch (several GB) and learn2learn"
 	@echo "make clean   remove .venv and the caches of the tools"
 	@echo "PYTHON=...   the Python (>= 3.10) that .venv is made with; now $(PYTHON)"
@@ -23,6 +24,10 @@ test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy metazoo algorithms benchmarks tests
 	$(BIN)/python -m pytest -q -n 2
+
+docs: $(READY)
+	@$(BIN)/python -m sphinx -W --keep-going -q -E docs build/docs
+	@echo "build/docs/index.html"
 
 setup: $(READY)
 
@@ -68,7 +73,7 @@ $(READY):
 	echo "1/3 build tools"; \
 	$(PIP) "pip>=23.1" cython "setuptools>=70" wheel $(SHOWN); \
 	echo "2/3 torch, metazoo and what they need: about 3 GB to download the first time, 6 GB on disk; the largest:"; \
-	$(PIP) -e ".[dev]" $(SHOWN); \
+	$(PIP) -e ".[dev,docs]" $(SHOWN); \
 	echo "3/3 learn2learn, compiled here"; \
 	$(PIP) --no-deps --use-pep517 --config-settings=--global-option=build_ext learn2learn==0.2.0 $(SHOWN); \
 	$(BIN)/python -W ignore -c "import torch, torchvision, learn2learn" 2> .venv/import.log || { cat .venv/import.log >&2; exit 1; }; \
