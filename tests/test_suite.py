@@ -260,3 +260,19 @@ def test_rows_are_chosen_by_label_or_method(tmp_path):
     assert len(made.restricted(["boil"]).trainings) == 1
     with pytest.raises(UserError, match=r"no row of the suite mine called 'bol'; did you mean 'boil'\?"):
         made.restricted(["bol"])
+
+
+def test_methods_can_be_added_to_a_suite_once():
+    suite = suites.load("demo").restricted(["maml", "anil"])
+    larger = suite.extended(["protonet", "reptile"])
+    assert [row.entry.method for row in larger.rows] == [
+        *(row.entry.method for row in suite.rows),
+        "protonet",
+        "reptile",
+    ]
+    assert larger.rows[-1].config(1, 0).training == larger.rows[0].config(1, 0).training
+    for names in (["maml"], ["protonet", "protonet"]):
+        with pytest.raises(UserError, match="has a row called"):
+            suite.extended(names)
+    with pytest.raises(UserError, match="protonet"):
+        suite.extended(["protnet"])

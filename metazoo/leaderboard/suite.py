@@ -127,6 +127,16 @@ class Suite(Strict):
         kept = [row.entry for row in self.rows if {row.label, row.entry.method} & set(names)]
         return self.model_copy(update={"methods": tuple(kept)})
 
+    def extended(self, names: Sequence[str]) -> Suite:
+        """The same suite with a row more for each of these methods, as it is by default; a UserError for one it has."""
+        labels = {row.label for row in self.rows}
+        larger = self.model_copy(update={"methods": (*self.methods, *(MethodEntry(method=name) for name in names))})
+        for row in larger.rows[len(self.methods) :]:
+            if row.label in labels:
+                raise UserError(f"The suite {self.name} has a row called '{row.label}' already.")
+            labels.add(row.label)
+        return larger
+
     def _row(self, entry: MethodEntry) -> Row:
         label = entry.label or registry.algorithm(entry.method).title or entry.method
         cells = itertools.product(self.shots, self.seeds)
