@@ -57,6 +57,9 @@ def leaderboard(
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these rows, by label or method.", show_default=False)
     ] = None,
+    add: Annotated[
+        str | None, typer.Option(metavar="A,B", help="These methods, too, as they are by default.", show_default=False)
+    ] = None,
     record_gradients: RecordGradients = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -75,6 +78,8 @@ def leaderboard(
     chosen = load(suite)
     if methods is not None:
         chosen = chosen.restricted([name.strip() for name in methods.split(",") if name.strip()])
+    if add is not None:
+        chosen = chosen.extended([name.strip() for name in add.split(",") if name.strip()])
     if rule is not None and rule not in chosen.evaluation.rules:
         raise UserError(f"The suite {chosen.name} does not evaluate '{rule}': {', '.join(chosen.evaluation.rules)}.")
     files = list(records or ())
