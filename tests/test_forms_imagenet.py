@@ -148,7 +148,9 @@ def test_600_images_a_class_are_those_of_the_lists(tmp_path):
     """The real list of one class: the whole training folder of ImageNet, against the authors' images."""
     sheet = reduced(image_set("mini_imagenet"), 600, 1)
     sheet = replace(sheet, splits={"val": sheet.splits["val"]}, expected={"val": sheet.expected["val"]})
-    ilsvrc, ravi, lists = {}, {}, {}
+    ilsvrc: dict[str, bytes] = {}
+    ravi: dict[str, bytes] = {}
+    lists: dict[str, bytes] = {}
     for split, (name,) in sheet.splits.items():
         names = [f"{name}_{7 * rank}.JPEG" for rank in range(1, 1301)]  # in numerical order, which is not that of text
         coded = [
@@ -164,8 +166,8 @@ def test_600_images_a_class_are_those_of_the_lists(tmp_path):
         "authors": [write_tar(tmp_path / "ravi.tar", ravi | lists)],
     }
     assert len(set(identities(sheet, forms, tmp_path).values())) == 1
-    cut = {name: content for name, content in ilsvrc.items() if not name.endswith(("_7.JPEG", "_14.JPEG"))}
-    with pytest.raises(UserError, match=r"has only 1298 images here.* have to be whole"):
+    cut = dict(list(ilsvrc.items())[:1200])
+    with pytest.raises(UserError, match=r"has only 1200 images here.* have to be whole"):
         pack(sheet, [write_tar(tmp_path / "cut.tar", cut)], home=tmp_path / "cut")
 
 
