@@ -58,7 +58,7 @@ SETS = {sheet.name: sheet for sheet in (_sheet("tiny", 1), _sheet("tiny_rgb", 3)
 def install() -> None:
     """Make the tiny data sets known to this process, for good; tests use the fixture `tiny_sets` of their module."""
     known = metazoo.data.dataset.published
-    metazoo.data.dataset.datasets = lambda: {**known(), **SETS}
+    metazoo.data.dataset.published = lambda: {**known(), **SETS}
 
 
 @pytest.fixture
