@@ -11,7 +11,7 @@ import pytest
 from archives import encoded, python2_pickle, write_folder, write_tar, write_zip
 from PIL import Image
 
-from metazoo.data.dataset import Count, DataSet, dataset, datasets, image_set, read_splits
+from metazoo.data.dataset import Count, DataSet, dataset, image_set, published, read_splits
 from metazoo.data.families import FunctionFamily
 from metazoo.data.packing import pack
 from metazoo.errors import UserError
@@ -20,7 +20,7 @@ CIFAR_FS, OMNIGLOT = image_set("cifar_fs"), image_set("omniglot")
 
 
 def test_the_data_sets_are_found():
-    found = datasets()
+    found = published()
     assert {"cifar_fs", "omniglot"} <= set(found)
     assert all(name == sheet.name for name, sheet in found.items())
 
@@ -30,7 +30,7 @@ def test_an_unknown_data_set_names_the_nearest():
         dataset("cifarfs")
 
 
-@pytest.mark.parametrize("sheet", datasets().values(), ids=lambda sheet: sheet.name)
+@pytest.mark.parametrize("sheet", published().values(), ids=lambda sheet: sheet.name)
 def test_a_fact_sheet_is_complete_and_agrees_with_itself(sheet):
     for fact in (sheet.title, sheet.citation, sheet.terms, sheet.where):
         assert fact.strip()

@@ -239,7 +239,7 @@ def test_each_rule_scores_the_checkpoints_that_validation_chose(run: Run) -> Non
 
 
 def test_another_family_of_the_same_inputs_is_a_target(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = sheets.datasets()
+    known = sheets.published()
     steep = replace(DATASET, name="steep", parameters={"amplitude": (5.0, 10.0), "phase": (0.0, np.pi)})
     plane = replace(DATASET, name="plane", function=lambda x, **_: x.sum(-1, keepdims=True), inputs=((0, 1), (0, 1)))
     monkeypatch.setattr(sheets, "published", lambda: {**known, "steep": steep, "plane": plane})

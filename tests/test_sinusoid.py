@@ -175,7 +175,7 @@ def test_a_familys_identity_is_what_it_gives(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_sinusoids_are_listed_and_need_no_preparing(capsys: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    assert "sinusoid" in sheets.datasets()
+    assert "sinusoid" in sheets.published()
     for arguments in (["list"], ["prepare", "sinusoid"]):
         monkeypatch.setattr(sys, "argv", ["metazoo", "data", *arguments, "--home", str(tmp_path)])
         with pytest.raises(SystemExit):
