@@ -24,7 +24,7 @@ def example(folder: Path) -> list[Path]:
     with style.house_style():
         drawing, ((panel, _),) = style.sheet(1, 2, 2.0, 2.0)
         panel.plot([row["step"] for row in rows], [row["value"] for row in rows], **style.look(0), label="A, or B")
-        style.key_below(drawing, panel)
+        style.key(drawing, panel)
         return style.save(
             drawing, "A caption that is " + "much " * 40 + "too long for one line.", rows, folder, "example"
         )
@@ -67,14 +67,15 @@ def test_the_caption_stands_below_what_is_drawn(tmp_path: Path) -> None:
         drawing, ((panel,),) = style.sheet(1, 1, 3.0, 2.0)
         panel.plot([0, 1], [0, 1], label="line")
         panel.set_xlabel("steps")
-        style.key_below(drawing, panel)
+        style.key(drawing, panel)
         style.save(drawing, "word " * 80, [{"a": 1}], tmp_path, "figure")
         canvas = FigureCanvasAgg(drawing)
         canvas.draw()
         (caption,) = drawing.texts
         renderer = canvas.get_renderer()
         box, key = caption.get_window_extent(renderer), drawing.legends[0].get_window_extent(renderer)
-        assert box.y1 <= key.y0 and key.y1 <= panel.get_tightbbox(renderer).y0
+        drawn = panel.get_tightbbox(renderer)
+        assert box.y0 >= 0 and box.y1 <= drawn.y0 and drawn.y1 <= key.y0 and key.y1 <= drawing.bbox.height
         assert box.x0 >= 0 and box.x1 <= drawing.bbox.width
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metazoo.analysis.sitting import Sitting
-from metazoo.analysis.style import house_style, key_below, look, save, sheet
+from metazoo.analysis.style import house_style, key, look, save, sheet
 from metazoo.analysis.subjects import Layer, Subject, check_same, common_facts, layers
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
@@ -82,7 +82,7 @@ def figure(sitting: Sitting, folder: Path, episodes: int) -> list[Path]:
     measured = [similarities(sitting, subject, episodes) for subject in subjects]
     shown = rows(subjects, measured)
     with house_style():
-        drawing, ((panel,),) = sheet(1, 1, 3.6, 2.6)
+        drawing, ((panel,),) = sheet(1, 1, 4.0, 2.8)
         for number, (subject, found) in enumerate(zip(subjects, measured, strict=True)):
             own = [row for row in shown if row["run"] == subject.run.name and row["method"] == subject.label]
             shift = 0.08 * (number - (len(subjects) - 1) / 2)
@@ -92,7 +92,7 @@ def figure(sitting: Sitting, folder: Path, episodes: int) -> list[Path]:
         panel.set_xticks(range(len(measured[0])), list(measured[0]))
         panel.set_ylabel("CKA before / after adaptation")
         panel.set_ylim(top=1.02)
-        key_below(drawing, panel)
+        key(drawing, panel)
         facts = common_facts(subjects, "source", "episode", "backbone", "budget", "seed")
         caption = (
             f"Linear CKA of each layer's outputs for the query images of an episode, before and after adaptation; mean "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metazoo.analysis.cka import layer_outputs
 from metazoo.analysis.sitting import Sitting
-from metazoo.analysis.style import house_style, key_below, look, save, sheet
+from metazoo.analysis.style import house_style, key, look, save, sheet
 from metazoo.analysis.subjects import Subject, common_facts, layers
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
@@ -108,7 +108,7 @@ def figure(sittings: Sequence[Sitting], folder: Path, episode: int, perplexity: 
                     for panel in pair:
                         getattr(panel, f"set_{axis}lim")(limits[:, 0].min(), limits[:, 1].max())
             line[0].set_ylabel(sitting.title)
-        key_below(drawing, panels[0][0])
+        key(drawing, panels[0][0])
         facts = common_facts(subjects, "source", "episode", "backbone", "budget", "seed")
         caption = (
             f"t-SNE of the last block's outputs for the query images of test episode {episode} (perplexity "

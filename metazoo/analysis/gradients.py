@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from metazoo import assembly
-from metazoo.analysis.style import house_style, key_below, look, save, sheet
-from metazoo.analysis.subjects import Subject, common_facts, layers
+from metazoo.analysis.style import house_style, key, log_scale, look, save, sheet
+from metazoo.analysis.subjects import HEAD, Subject, common_facts, layers
 from metazoo.errors import UserError
 
 Kind = Literal["inner", "outer"]
@@ -30,7 +30,7 @@ def figure(subjects: Sequence[Subject], folder: Path, kind: Kind = "inner") -> l
     Raises UserError for a run that recorded none.
     """
     curves = [norms(subject, kind) for subject in subjects]
-    names = list(dict.fromkeys(layer for found in curves for layer in found))
+    names = [*dict.fromkeys(layer for found in curves for layer in found if layer != HEAD), HEAD]
     with house_style():
         drawing, (panels,) = sheet(1, len(subjects), 2.6, 2.4, sharex=True, sharey=True)
         for panel, subject, found in zip(panels, subjects, curves, strict=True):
@@ -41,9 +41,9 @@ def figure(subjects: Sequence[Subject], folder: Path, kind: Kind = "inner") -> l
                 panel.plot(xs, ys, **look(number), label=layer, markevery=(number % every, every))
             panel.set_title(subject.label)
             panel.set_xlabel("meta-training iteration")
-            panel.set_yscale("log")
+            log_scale(panel)
         panels[0].set_ylabel(f"L2 norm of the {NAMES[kind]}")
-        key_below(drawing, panels[0])
+        key(drawing, panels[0])
         facts = common_facts(subjects, "source", "episode", "backbone", "budget", "seed")
         return save(drawing, f"{MEANINGS[kind]}; {facts}.", rows(subjects, curves, kind), folder, f"gradients_{kind}")
 

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metazoo.files import replacing, write_text
 
@@ -76,22 +77,34 @@ def sheet(rows: int, columns: int, width: float, height: float, **shared: Any) -
     return figure, figure.subplots(rows, columns, squeeze=False, **shared).tolist()
 
 
-def key_below(figure: Figure, axes: Axes) -> None:
-    """One legend for the whole figure, below its panels, of what the panel `axes` shows."""
+def key(figure: Figure, axes: Axes) -> None:
+    """One legend for the whole figure, above its panels, of what the panel `axes` shows."""
     handles, names = axes.get_legend_handles_labels()
-    columns = max(1, min(len(names), int(figure.get_figwidth() / 1.1)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=3)
+    columns = max(1, min(len(names), int(figure.get_figwidth() / 0.95)))
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=3, columnspacing=1.2)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers at 1, 2 and 5 in every decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, caption: str, rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
     """Write `name`.pdf, .png and .csv into `folder`, with the caption line at the figure's foot; their paths."""
     lines = textwrap.wrap(caption, max(40, int(figure.get_figwidth() * 19)))
-    # Below the canvas, which the panels and their key fill; `tight` lets the files be as large as all of it.
-    figure.text(0.01, -0.02, "\n".join(lines), fontsize=CAPTION_SIZE, color=GREY, va="top", linespacing=1.2)
+    foot = (len(lines) * CAPTION_SIZE * 1.3 + 6) / 72
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + foot)
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, foot / (height + foot), 1, height / (height + foot)))
+    figure.text(0.01, 0.01, "\n".join(lines), fontsize=CAPTION_SIZE, color=GREY, va="bottom", linespacing=1.2)
     written = []
     for kind in ("pdf", "png"):
         with replacing(folder / f"{name}.{kind}") as file:
-            figure.savefig(file, format=kind, dpi=200, bbox_inches="tight", pad_inches=0.04, metadata=_NO_TRACE[kind])
+            figure.savefig(file, format=kind, dpi=200, metadata=_NO_TRACE[kind])
         written.append(folder / f"{name}.{kind}")
     write_text(folder / f"{name}.csv", table(rows))
     return [*written, folder / f"{name}.csv"]

@@ -92,6 +92,9 @@ FACTS: Mapping[str, Callable[[Run], str]] = {
 """What a caption says of runs."""
 
 
+HEAD = "head"
+
+
 @dataclass(frozen=True)
 class Layer:
     """One of the layers that figures speak of: a block of the body, or the head."""
@@ -117,7 +120,7 @@ def layers(backbone: Backbone) -> list[Layer]:
                 number += 1
             found.append(Layer(re.sub(r"(\d+)$", r" \1", name), f"body.{children[number][0]}", weights))
     head = _weights(backbone, roles, "head.", "head")
-    return [*found, Layer("head", None, head)] if head else found
+    return [*found, Layer(HEAD, None, head)] if head else found
 
 
 def _weights(backbone: Backbone, roles: Mapping[str, str], prefix: str, role: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metazoo import objectives
 from metazoo.analysis.sitting import Sitting
-from metazoo.analysis.style import house_style, key_below, look, save, sheet
+from metazoo.analysis.style import house_style, key, log_scale, look, save, sheet
 from metazoo.analysis.subjects import Layer, Subject, common_facts, layers
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
@@ -65,9 +65,9 @@ def follow(sitting: Sitting, subject: Subject, episodes: int, steps: int) -> Tra
                 assert tasks.first_network is not None
                 seen.append(_outcome(tasks, at_start=True) | _norms(tasks.first_network, found, learned))
             seen.append(_outcome(tasks, at_start=False) | _norms(tasks.network, found, learned))
-        keys = seen[-1].keys()
+        names = seen[-1].keys()
         nothing = torch.zeros(len(batch), dtype=torch.float64)
-        return {key: torch.stack([state.get(key, nothing) for state in seen]) for key in keys}
+        return {name: torch.stack([state.get(name, nothing) for state in seen]) for name in names}
 
     parts = sitting.watch(subject, model, episodes, look, "following")
     series: dict[str, dict[str, Series]] = {"values": {}, "norms": {}, "others": {}}
@@ -153,7 +153,7 @@ def _draw_values(sitting: Sitting, followed: Sequence[Trajectory], folder: Path,
         panel.set_title(f"{name} set")
         panel.set_xlabel("inner steps")
     panels[0].set_ylabel(measure.heading)
-    key_below(drawing, panels[0])
+    key(drawing, panels[0])
     caption = (
         f"{measure.title[0].upper()}{measure.title[1:]} after each inner step, mean and 95 % interval (Student's t) "
         f"over {facts} A ring marks the steps a method is tested with; step 0 is the meta-learned initialisation."
@@ -170,8 +170,8 @@ def _draw_norms(followed: Sequence[Trajectory], folder: Path, facts: str) -> lis
         panel.set_title(trajectory.subject.label)
         panel.set_xlabel("inner steps")
     panels[0].set_ylabel("norm of weights / learned norm")
-    panels[0].set_yscale("log")
-    key_below(drawing, panels[0])
+    log_scale(panels[0])
+    key(drawing, panels[0])
     caption = (
         "Norm of each layer's weights after each inner step, relative to the meta-learned initialisation's; at 0 in "
         f"the first pass. Mean and central 90 % of {facts}"
