@@ -185,17 +185,89 @@ def test_download_fetches_what_was_published(menagerie, server, tmp_path):
 
 def test_download_tells_what_went_wrong(menagerie, server, tmp_path):
     address, folder = server
-    with pytest.raises(UserError, match=r"Menagerie cannot be downloaded\. Ask the tests"):
+    with pytest.raises(
+        UserError, match=r"Menagerie cannot be downloaded by metazoo; .*None\. Ask the tests\. Then run: "
+    ):
         run("prepare", "menagerie", "--download")
     with pytest.raises(UserError, match="either --download or --from"):
         run("prepare", "menagerie", "--download", "--from", folder)
     (folder / "page.zip").write_text("<html>Please accept our terms</html>")
-    for url in (f"{address}/page.zip", f"{address}/gone.zip", "http://127.0.0.1:9/closed.zip"):
+    (folder / "other.zip").write_bytes(b"PK, but not what was published")
+    for url, reason in (
+        (f"{address}/page.zip", "what came is a web page and not the archive"),
+        (f"{address}/other.zip", "what came is not the published file: its MD5 is "),
+        (f"{address}/gone.zip", "File not found"),
+        ("http://127.0.0.1:9/closed.zip", "refused"),
+    ):
         menagerie["menagerie"] = replace(tiny_sheet(), downloads=(Download(url, "0" * 32),))
         name = url.rsplit("/", 1)[-1]
-        with pytest.raises(UserError, match=f"{name} could not be downloaded .*prepare menagerie --from {name}"):
+        sentence = rf"{name} could not be downloaded \(.*{reason}.*prepare menagerie --from {name}"
+        with pytest.raises(UserError, match=sentence):
             run("prepare", "menagerie", "--download")
-        assert not list((tmp_path / "home").rglob("*.zip"))
+        assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_download_that_broke_goes_on_where_the_server_can(menagerie, tmp_path, goes_on):
+    content = write_zip(tmp_path / "menagerie.zip", tiny_tree()).read_bytes()
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            begin = int((self.headers["Range"] or "bytes=0-")[6:-1]) if goes_on else 0
+            asked.append(self.headers["Range"])
+            if begin >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if begin else 200)
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            self.wfile.write(content[begin : 1000 if len(asked) == 1 else None])  # the first answer breaks off
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{serving.server_port}/menagerie.zip"
+            md5 = hashlib.md5(content).hexdigest()
+            menagerie["menagerie"] = replace(tiny_sheet(), downloads=(Download(address, md5),))
+            with pytest.raises(UserError, match=r"menagerie\.zip could not be downloaded"):
+                run("prepare", "menagerie", "--download")
+            part = tmp_path / "home" / "downloads" / ".menagerie.zip.part"
+            assert part.read_bytes() == content[:1000]
+            assert "read from class folders: menagerie.zip" in run("prepare", "menagerie", "--download")
+            assert asked == [None, "bytes=1000-"] and not part.exists()
+            if goes_on:  # all of it came, but then the power went
+                (tmp_path / "home" / "downloads" / "menagerie.zip").rename(part)
+                run("prepare", "menagerie", "--download", "--force")
+                assert asked[2:] == [f"bytes={len(content)}-", None]
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+def test_prepare_resizes_as_it_is_told(tars):
+    output = run("prepare", "menagerie", "--resize", "enlarged", *tars)
+    assert "resized enlarged, bicubic" in output
+    assert "menagerie 8 enlarged 3 / 2 / 2" in " ".join(run("list").split())
+    with pytest.raises(UserError, match="is there already, resized 'enlarged bicubic' and not 'bicubic'"):
+        run("prepare", "menagerie", "--resize", "straight", *tars)
+    with pytest.raises(UserError, match="no way to resize called 'sideways'"):
+        run("prepare", "menagerie", "--resize", "sideways", *tars)
+
+
+def test_identical_images_are_told(tmp_path):
+    tree = tiny_tree()
+    tree["gnu/2.png"] = tree["ant/0.png"]
+    tree["bee/1.png"] = tree["bee/2.png"]
+    output = run("prepare", "menagerie", write_folder(tmp_path / "images", tree))
+    for text in (output, run("verify")):
+        assert "identical images within train: 1 group\n" in text
+        assert "identical images in more than one split: 1 group\n    images/ant/0.png = images/gnu/2.png\n" in text
+        assert "warning: Menagerie has identical images in more than one split" in text
 
 
 def test_the_command_says_one_sentence_and_exits_with_2(tmp_path):

@@ -256,7 +256,7 @@ def _way(store: Store) -> str:
 
 def _altered(sheet: DataSet, store: Store) -> list[str]:
     """The splits whose images are not those the fact sheet knows by their digest."""
-    if store.manifest.size != sheet.size:
+    if store.manifest.size != sheet.size or _way(store):
         return []
     return [name for name, digest in sheet.digests.items() if store.manifest.splits[name].sha256 != digest]
 

@@ -279,6 +279,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read ({error}).") from error
 
 
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins like this is a web page, as comes where a download asks to sign in or is gone."""
+    start = head.lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start
+
+
 def open_source(path: Path) -> Source:
     """The source at `path`. Raises UserError if there is none, or it is neither a folder nor an archive."""
     if path.is_dir():
@@ -289,8 +295,7 @@ def open_source(path: Path) -> Source:
         head = file.read(512)
     if not head:
         raise UserError(f"{path} is empty; get it again.")
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")) or b"<html" in start:
+    if is_web_page(head):
         raise UserError(f"{path} is a web page and not an archive; open its link in a browser and get the file itself.")
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return File(path)
