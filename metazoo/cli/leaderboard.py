@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,12 +13,16 @@ from metazoo.cli.train import Device, ImagesOn, RecordGradients, TasksPerPass, t
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
-    from metazoo.leaderboard.suite import Suite
+    from metazoo.leaderboard.jobs import Plan
+    from metazoo.leaderboard.suite import Suite, Training
 
 
 def leaderboard(
     suite: Annotated[str, typer.Argument(help="A suite's name or a YAML file of your own.", show_default=False)],
     show: Annotated[bool, typer.Option("--show", help="Print what there is and run nothing.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say how long what is missing will take here, from short trials.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     out: Annotated[
         Path | None,
@@ -85,16 +89,20 @@ def leaderboard(
     files = list(records or ())
     if show and records is None:
         files = _committed(suite, chosen)
+    options = {
+        "device": device,
+        "tasks_per_pass": tasks_per_pass,
+        "plugins": tuple(plugin or ()),
+        "record_gradients": record_gradients,
+        "images_on": images_on,
+    }
+    if estimate:
+        _print_estimate(chosen, *_missing(chosen, runs, files, jobs, options))
+        return
     folder = out or (None if show else Path("leaderboards") / chosen.name)
     for wanted in filter(None, (folder, html)):
         wanted.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
-    failed = (
-        []
-        if show
-        else _run_missing(
-            chosen, runs, files, jobs, device, tasks_per_pass, tuple(plugin or ()), record_gradients, images_on
-        )
-    )
+    failed = [] if show else _run(*_missing(chosen, runs, files, jobs, options))
     board = build(chosen, Shelf(gather(runs, files), Identities.of(chosen)), rule, over=interval)
     typesetting.show(board, Console())
     if folder is not None:
@@ -106,43 +114,33 @@ def leaderboard(
         raise typer.Exit(1)
 
 
-def _run_missing(
-    suite: Suite,
-    runs: Path,
-    files: Sequence[Path],
-    workers: int | None,
-    device: str,
-    tasks_per_pass: int | None,
-    plugins: tuple[Path, ...],
-    record_gradients: bool,
-    images_on: str,
-) -> list[str]:
-    """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
+def _missing(
+    suite: Suite, runs: Path, files: Sequence[Path], workers: int | None, options: Mapping[str, Any]
+) -> tuple[list[Training], Plan, int]:
+    """The trainings that lack a result, what they share, and how many run at a time."""
     from metazoo import hardware
     from metazoo.leaderboard import jobs as running
-    from metazoo.leaderboard.standings import SETTLED, Identities, Shelf, gather, missing
-    from metazoo.progress import on_terminal
+    from metazoo.leaderboard.standings import Identities, Shelf, gather, missing
 
-    place = hardware.choose(device)
+    place = hardware.choose(options["device"])
     running.open_domains(suite.trainings)
     identities = Identities.of(suite)
     wanted = missing(suite, Shelf(gather(runs, files), identities))
+    workers = workers or running.default_workers(len(wanted), on_gpu=place.type == "cuda")
+    threads = max(1, running.cores() // workers)
+    plan = running.Plan(runs, suite.evaluation, identities, threads=threads, command=typed(), **options)
+    return wanted, plan, workers
+
+
+def _run(wanted: Sequence[Training], plan: Plan, workers: int) -> list[str]:
+    """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
+    from metazoo.leaderboard import jobs as running
+    from metazoo.leaderboard.standings import SETTLED
+    from metazoo.progress import on_terminal
+
     if not wanted:
         return []
-    runs.mkdir(parents=True, exist_ok=True)
-    workers = workers or running.default_workers(len(wanted), on_gpu=place.type == "cuda")
-    plan = running.Plan(
-        runs=runs,
-        evaluation=suite.evaluation,
-        identities=identities,
-        device=device,
-        tasks_per_pass=tasks_per_pass,
-        threads=max(1, running.cores() // workers),
-        command=typed(),
-        plugins=plugins,
-        record_gradients=record_gradients,
-        images_on=images_on,
-    )
+    plan.runs.mkdir(parents=True, exist_ok=True)
     try:
         with on_terminal() as reporter:
             outcomes = running.run(wanted, plan, workers, reporter)
@@ -150,6 +148,51 @@ def _run_missing(
         typer.echo("metazoo: stopped; what was trained is saved, and the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     return [title for title, outcome in outcomes.items() if outcome.status not in SETTLED]
+
+
+def _print_estimate(suite: Suite, wanted: Sequence[Training], plan: Plan, workers: int) -> None:
+    """Try every missing training for some steps, and print how long all of it will take."""
+    import time
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from metazoo import hardware
+    from metazoo.leaderboard.budget import EPISODES, budget_text, estimates, together
+    from metazoo.leaderboard.tables import duration
+    from metazoo.progress import on_terminal
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{suite.title}: {budget_text(suite)}.")
+    if not wanted:
+        console.print("All of it is here already.")
+        return
+    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    began = time.perf_counter()
+    found = []
+    try:
+        with on_terminal() as reporter, reporter.stage("trials", len(wanted)) as stage:
+            for each in estimates(wanted, plan):
+                found.append(each)
+                stage.update(len(found))
+    except KeyboardInterrupt:
+        typer.echo("metazoo: stopped; nothing was written.", err=True)
+        raise typer.Exit(130) from None
+    table = Table("missing", "training", "validation", "test", "together", box=None, padding=(0, 2, 0, 0))
+    for each in found:
+        parts = (each.learning, each.validation, each.test, each.seconds)
+        table.add_row(each.training.title, *([each.reason] if each.reason else map(duration, parts)))
+    console.print(table)
+    at_a_time = "one after another" if workers == 1 else f"{workers} at a time"
+    console.print(f"About {duration(together(found, workers))} for all of it, {at_a_time} (--jobs).")
+    spent, place = duration(time.perf_counter() - began), hardware.describe(hardware.choose(plan.device))
+    console.print(
+        f"Measured in {spent} on {place}, as busy as it was: a few meta-steps and {EPISODES} validation episodes of "
+        f"each, with {plan.threads} CPU {'thread' if plan.threads == 1 else 'threads'}, after a first epoch as short. "
+        "Assumed: every step costs what those did; a test episode costs what a validation episode does, for each "
+        "network that a selection rule takes; trainings side by side do not slow each other down."
+    )
 
 
 def _committed(name: str, suite: Suite) -> list[Path]:

@@ -106,7 +106,8 @@ def _readings(board: Leaderboard, cell: Cell) -> dict[str, str]:
     """The result by every rule, and its other plus-minuses, each under a name that says which it is."""
     measure, result = board.suite.measure, cell.result()
     by_rule = {rule: cell.result(rule) for rule in board.suite.evaluation.rules if rule != cell.rule}
-    readings = {f"{RULES[rule]}, ± over {board.over.name}": measure.cell(*found) for rule, found in by_rule.items() if found}
+    over = f"± over {board.over.name}"
+    readings = {f"{RULES[rule]}, {over}": measure.cell(*found) for rule, found in by_rule.items() if found}
     if result and cell.over_queries is not None:
         readings["± over queries (binomial)"] = measure.cell(result[0], cell.over_queries)
     if cell.over_seeds is not None:

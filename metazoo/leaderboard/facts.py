@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metazoo.config import RunConfig
+from metazoo.leaderboard.budget import budget_text
 from metazoo.leaderboard.standings import Leaderboard
 from metazoo.leaderboard.suite import Row, Suite
 from metazoo.records import Rule
@@ -37,6 +38,8 @@ def facts(board: Leaderboard) -> dict[str, str]:
         if common
         else "as published: each method as its paper or official code has it",
         **(shared if common else {}),
+        "Settings that differ": differing_text(suite.rows),
+        "Budget": budget_text(suite),
         "Episodes": f"{suite.sheet.episode_text(suite.ways, suite.queries)}; {plan.episodes} fixed test episodes a "
         f"column (seed {plan.seed}), the same for every method"
         + (", without test classes that the source trains on" if plan.drop_leaking else ""),
@@ -60,6 +63,23 @@ def facts(board: Leaderboard) -> dict[str, str]:
 def settings_text(settings: Mapping[str, Any]) -> str:
     """A method's settings in one line, those that are off left out."""
     return ", ".join(f"{key} {_value(value)}" for key, value in settings.items() if value is not None)
+
+
+def differing_text(rows: Sequence[Row]) -> str:
+    """The settings that several methods have and not all alike, each value with whose it is; others are a method's own.
+
+    Above all the inner rates: at a small budget they decide a table's order as much as the methods do.
+    """
+    values: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        for key, value in next(iter(row.configs.values())).settings.items():
+            values.setdefault(key, {}).setdefault(_value(value), []).append(row.label)
+    texts = []
+    for key, owners in values.items():
+        if len(owners) > 1:
+            told = [f"{value} ({', '.join(labels)})" for value, labels in owners.items()]
+            texts.append(f"{key}: {', '.join(told)}")
+    return "; ".join(texts)
 
 
 def backbone_text(config: RunConfig) -> str:
