@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import encoded, python2_pickle, write_folder, write_tar, write_zip
+from archives import encoded, write_tar, write_zip
 from PIL import Image
 
-from metazoo.data.dataset import Count, DataSet, dataset, image_set, published, read_splits
+from metazoo.data.dataset import DataSet, dataset, image_set, published, read_splits
 from metazoo.data.families import FunctionFamily
 from metazoo.data.packing import pack
 from metazoo.errors import UserError
@@ -86,131 +85,6 @@ def test_class_lists_are_written_in_short(tmp_path):
     path.write_text("# Of nothing.\n\n[train]\nant bee\n  Latin/character{01-03,11}\n[test]\nn{0998-1001}\n")
     latin = [f"Latin/character{number}" for number in ("01", "02", "03", "11")]
     assert read_splits(path) == {"train": ("ant", "bee", *latin), "test": ("n0998", "n0999", "n1000", "n1001")}
-
-
-# CIFAR-100 in small: all classes, 3 images each.
-
-EACH = 3
-SMALL = replace(
-    CIFAR_FS,
-    images_per_class=EACH,
-    expected={split: Count(count.classes, EACH * count.classes) for split, count in CIFAR_FS.expected.items()},
-)
-CLASSES = sorted(name for names in CIFAR_FS.splits.values() for name in names)
-
-
-def cifar_images(seed: int = 0) -> list[tuple[int, bytes, np.ndarray]]:
-    """Fine label, file name and image of 300 images, shuffled; classes share file names, as CIFAR-100's do."""
-    generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.repeat(np.arange(100), EACH))
-    values = generator.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    names = [b"thing_%d.png" % (index % 7) for index in range(len(labels))]
-    return list(zip(labels.tolist(), names, values, strict=True))
-
-
-def planes(image: np.ndarray) -> np.ndarray:
-    return image.transpose(2, 0, 1).reshape(-1)
-
-
-def python_files(folder: str = "cifar-100-python") -> dict[str, bytes]:
-    images = cifar_images()
-    labels = {b"fine_label_names": [name.encode() for name in CLASSES], b"coarse_label_names": [b"fish"]}
-    files = {f"{folder}/file.txt~": b"", f"{folder}/meta": python2_pickle(labels)}
-    for part, chosen in (("train", images[:250]), ("test", images[250:])):
-        files[f"{folder}/{part}"] = python2_pickle(
-            {
-                b"data": np.stack([planes(image) for _, _, image in chosen]),
-                b"batch_label": b"a part",
-                b"fine_labels": [label for label, _, _ in chosen],
-                b"coarse_labels": [0 for _ in chosen],
-                b"filenames": [name for _, name, _ in chosen],
-            }
-        )
-    return files
-
-
-def binary_files(folder: str = "cifar-100-binary") -> dict[str, bytes]:
-    images = cifar_images()
-    files = {f"{folder}/fine_label_names.txt": "\n".join([*CLASSES, ""]).encode()}
-    for part, chosen in (("train", images[:250]), ("test", images[250:])):
-        records = [bytes([0, label]) + planes(image).tobytes() for label, _, image in chosen]
-        files[f"{folder}/{part}.bin"] = b"".join(records)
-    return files
-
-
-def class_files(level: bool = False) -> dict[str, bytes]:
-    split_of = {name: split for split, names in CIFAR_FS.splits.items() for name in names}
-    return {
-        f"{split_of[CLASSES[label]] + '/' if level else ''}{CLASSES[label]}/{index:05}.png": encoded(image)
-        for index, (label, _, image) in enumerate(cifar_images())
-    }
-
-
-def cifar_forms(path: Path) -> dict[str, list[Path]]:
-    classes = class_files()
-    by_split = {
-        split: {name: content for name, content in classes.items() if name.split("/")[0] in names}
-        for split, names in CIFAR_FS.splits.items()
-    }
-    return {
-        "python archive": [write_tar(path / "cifar-100-python.tar.gz", python_files(), "w:gz")],
-        "python archive, packed otherwise": [write_zip(path / "p.zip", dict(reversed(python_files("data").items())))],
-        "python folder": [write_folder(path / "python" / "cifar-100-python", python_files("."))],
-        "folder around the python folder": [path / "python"],
-        "binary archive": [write_tar(path / "cifar-100-binary.tar.gz", binary_files(), "w:gz")],
-        "binary folder": [write_folder(path / "binary", binary_files("."))],
-        "class folders": [write_folder(path / "classes", classes)],
-        "class folders by split": [write_zip(path / "classes.zip", class_files(level=True))],
-        "three tars": [write_tar(path / f"{split}.tar", files) for split, files in by_split.items()],
-    }
-
-
-def test_cifar_fs_is_the_same_from_every_public_form(tmp_path):
-    stores = {form: pack(SMALL, paths, home=tmp_path / form) for form, paths in cifar_forms(tmp_path / "in").items()}
-    assert len({store.manifest.identity for store in stores.values()}) == 1
-    assert {store.manifest.form for store in stores.values()} == {
-        "CIFAR-100's Python archive",
-        "CIFAR-100's binary archive",
-        "class folders",
-    }
-    split = stores["python archive"].split("val")
-    assert split.class_names == tuple(sorted(CIFAR_FS.splits["val"]))
-    for number, name in enumerate(split.class_names):
-        expected = {planes(image).tobytes() for label, _, image in cifar_images() if CLASSES[label] == name}
-        assert {image.tobytes() for image in split.images[EACH * number : EACH * (number + 1)]} == expected
-
-
-@pytest.fixture(autouse=True)
-def _folder_for_sources(tmp_path):
-    (tmp_path / "in").mkdir()
-
-
-def test_cifar_archives_that_are_damaged_inside_are_refused(tmp_path):
-    def refused(files, sentence):
-        path = write_tar(tmp_path / "in" / "cifar.tar", files)
-        with pytest.raises(UserError, match=sentence):
-            pack(SMALL, [path], home=tmp_path / "home")
-        assert not list((tmp_path / "home").glob("*[!k]"))
-
-    python, binary = python_files(), binary_files()
-    train = python["cifar-100-python/train"]
-    refused(python | {"cifar-100-python/train": train[:5000]}, r"cifar\.tar/cifar-100-python/train is not a pickle")
-    metas: list[object] = [{b"label_names": []}, [1], {b"fine_label_names": [b"ant"]}]
-    for meta in metas:
-        files = python | {"cifar-100-python/meta": python2_pickle(meta)}
-        refused(files, "does not hold what CIFAR-100's Python archive holds")
-    refused(python | {"cifar-100-python/test": train}, r"class '\w+' of CIFAR-FS has \d images where 3 are expected")
-    train = binary["cifar-100-binary/train.bin"]
-    refused(binary | {"cifar-100-binary/train.bin": train[:-1]}, "does not hold what CIFAR-100's binary")
-    refused(binary | {"cifar-100-binary/train.bin": train[3074:]}, r"has 2 images where 3 are expected")
-    refused(binary | {"cifar-100-binary/train.bin": b"\0\xc8" + train[2:]}, "does not hold what CIFAR-100's binary")
-    refused({n: c for n, c in binary.items() if "test" not in n}, "it holds no images")
-
-
-def test_cifar_100_is_given_alone(tmp_path):
-    forms = cifar_forms(tmp_path / "in")
-    with pytest.raises(UserError, match="holds all of CIFAR-FS; give it alone"):
-        pack(SMALL, [*forms["python archive"], *forms["class folders"]], home=tmp_path / "home")
 
 
 # Omniglot's forms: every character 20 times the same drawing is enough to be counted.
