@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from metazoo.errors import UserError
 from metazoo.records import Rule
-from metazoo.schema import Strict, parse, read_yaml
+from metazoo.schema import Strict, leaves, parse, read_yaml
 
 Meaning = Literal["episodes", "queries", "seeds", "repeats", "unstated"]
 
@@ -41,8 +41,8 @@ class Protocol(Strict):
 
     def departures(self, config: Mapping[str, Any], rule: Rule, episodes: int) -> list[str]:
         """How a resolved config, tested by `rule` on `episodes`, departs from it: `["training.epochs 10, not 100"]`."""
-        known = _leaves(self.model_dump(exclude={"about"}, exclude_unset=True))
-        measured = _leaves({**config, "rule": rule, "episodes": episodes})
+        known = leaves(self.model_dump(exclude={"about"}, exclude_unset=True))
+        measured = leaves({**config, "rule": rule, "episodes": episodes})
         return [f"{key} {measured.get(key)}, not {value}" for key, value in known.items() if measured.get(key) != value]
 
 
@@ -146,10 +146,3 @@ def literature() -> Literature:
     """The numbers of `benchmarks/published.yaml`."""
     package = importlib.import_module("metazoo.benchmarks")
     return Literature(Path(package.__path__[0]) / "published.yaml")
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
