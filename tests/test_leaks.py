@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ WORLD = {
     "alien": replace(tiny.SETS["tiny"], name="alien", classes_of="sounds"),
     "turned": replace(tiny.SETS["tiny"], name="turned", classes_of="shapes", rotations=(0, 90)),
 }
+PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 LEAKING, CHOSEN_BY, TEST = ("train00", "train07"), ("val03",), 7
 
 
@@ -89,6 +91,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         ("cifar_fs", "fc100", 11, 4, 20),
         ("fc100", "cifar_fs", 11, 4, 20),
         ("cub", "cub_140_30_30", 14, 9, 30),
+        ("cub_140_30_30", "cub", 29, 14, 50),
     ],
 )
 def test_the_published_divisions_leak_as_is_known(
@@ -100,6 +103,8 @@ def test_the_published_divisions_leak_as_is_known(
     one: Any = dataset(source)
     other: Any = dataset(target)
     assert set(leak.trained) == set(one.splits["train"]) & set(other.splits["test"])
+    row = rf"\| {classes} \| {trained} \| {validated} \|"
+    assert len(re.findall(row, PROTOCOL.read_text(encoding="utf-8"))) >= 1, "docs/protocol.md says otherwise"
 
 
 def test_the_lists_of_wordnet_ids_say_the_same(real_data: Path) -> None:
