@@ -5,6 +5,8 @@ import importlib.util
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +274,17 @@ def test_latex_is_balanced_and_escapes_what_latex_reads(suite, records):
         for line in tabular[1].splitlines():
             if line.endswith("\\\\"):
                 assert len(re.findall(r"(?<!\\)&", line)) == len(tabular[0]) - 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_latex_compiles_and_no_table_is_wider_than_the_line(tmp_path):
+    (tmp_path / "tables.tex").write_text((GOLDEN / "leaderboard.tex").read_text(encoding="utf-8"), encoding="utf-8")
+    lines = ["\\documentclass{article}", "\\usepackage{booktabs,graphicx}", "\\begin{document}"]
+    (tmp_path / "paper.tex").write_text("\n".join([*lines, "\\input{tables}", "\\end{document}"]))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and (tmp_path / "paper.pdf").is_file(), done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "Warning" not in done.stdout
 
 
 def test_markdown_rows_have_as_many_cells_as_their_header(suite, records):

@@ -64,6 +64,7 @@ def compare(
         if interval == "episodes":
             console.print(
                 "Episodes to tell: how many shared ones tell a true difference of this size with a chance of "
-                f"{POWER:.0%} in a test of this pair alone at {ALPHA:.0%}; more of them speak of the same classes and trainings. "
+                f"{POWER:.0%} in a test of this pair alone at {ALPHA:.0%}; more of them speak of the same classes and "
+                "trainings. "
                 f"Told by {field.episodes}: the smallest true difference that the episodes here tell so."
             )

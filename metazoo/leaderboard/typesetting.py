@@ -54,18 +54,22 @@ def markdown(document: Document) -> str:
 
 
 def latex(document: Document) -> str:
-    """The tables of numbers in LaTeX, ready to be \\input; they need the package booktabs."""
-    lines = ["% Needs \\usepackage{booktabs}."]
+    """The tables of numbers in LaTeX, ready to be \\input; they need the packages booktabs and graphicx.
+
+    A table wider than the line is shrunk to it.
+    """
+    lines = ["% Needs \\usepackage{booktabs,graphicx}."]
     lines += [f"% {name}: {' '.join(text.split())}" for name, text in document.facts.items()]
     for index, table in enumerate(document.tables):
         if table.prose:
             continue
         caption = f"{document.title}. {table.title}" if index == 0 else table.title
         lines += ["", "\\begin{table}", "\\centering", f"\\caption{{{_tex(caption)}.}}"]
-        lines += [f"\\begin{{tabular}}{{{table.align}}}", "\\toprule"]
+        shrunk = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}"
+        lines += [f"{shrunk}{{\\begin{{tabular}}{{{table.align}}}", "\\toprule"]
         lines += [_tex_row(map(_tex, table.header)), "\\midrule"]
         lines += [_tex_row(map(_tex_entry, row)) for row in table.rows]
-        lines += ["\\bottomrule", "\\end{tabular}"]
+        lines += ["\\bottomrule", "\\end{tabular}}"]
         if index == 0 and document.notes:
             lines += ["", "\\smallskip", "\\begin{minipage}{\\linewidth}", "\\footnotesize"]
             lines += [f"\\textsuperscript{{{n}}} {_tex(note)}\\\\" for n, note in enumerate(document.notes, start=1)]
@@ -237,7 +241,7 @@ _TEX = {
     "^": "\\textasciicircum{}",
     "<": "\\textless{}",
     ">": "\\textgreater{}",
-    "±": "\\textpm{}",
+    "±": "$\\pm$",
     "→": "$\\to$",
 }
 
