@@ -8,7 +8,8 @@ pixels, in a tar (or a folder). Two things take turns, because a shared machine 
 - decoding: processes that are started already, as many, read the same files and make arrays of them with Pillow
   (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped.
 
-The peak memory is that of the packing process and of all those it starts, each at its own highest.
+Beside the wall-clock time stands the processor time an image takes, of all processes together. The peak memory is that
+of the packing process and of all those it starts, each at its own highest, and at most so much.
 """
 
 from __future__ import annotations
@@ -112,18 +113,19 @@ def write(path: Path, images: int, form: str) -> Path:
 class Decoder:
     """Decodes as everybody does, and nothing else."""
 
-    def decode(self, pieces: Sequence[Piece]) -> int:
-        total = 0
+    def decode(self, pieces: Sequence[Piece]) -> tuple[int, float]:
+        """Bytes of the arrays, and seconds of processor time."""
+        begin, total = time.process_time(), 0
         for piece in pieces:
             with open(piece.path, "rb", buffering=0) as file:
                 file.seek(piece.offset)
                 content = file.read(-1 if piece.size is None else piece.size)
             total += np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).nbytes
-        return total
+        return total, time.process_time() - begin
 
 
-def time_decoding(source: Path, images: int, workers: int) -> float:
-    """Seconds that `workers` processes take to decode every image."""
+def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float]:
+    """Seconds that `workers` processes take to decode every image, and of how much processor time."""
     from metazoo.benchmarks.speed.packing import Decoder  # not `__main__`'s, which other processes do not know
 
     pieces = [picture for _, picture in sheet(images).layout([source]).images()]
@@ -132,20 +134,22 @@ def time_decoding(source: Path, images: int, workers: int) -> float:
         for future in [pool.submit("decode", pieces[:BATCH]) for _ in range(4 * workers)]:
             future.result()
         begin = time.perf_counter()
-        batches: list[Future[int]] = [
+        batches: list[Future[tuple[int, float]]] = [
             pool.submit("decode", pieces[start : start + BATCH]) for start in range(0, images, BATCH)
         ]
-        total = sum(future.result() for future in batches)
+        done = [future.result() for future in batches]
         seconds = time.perf_counter() - begin
-    assert total == images * 3 * SIZE**2
-    return seconds
+    assert sum(decoded for decoded, _ in done) == images * 3 * SIZE**2
+    return seconds, sum(taken for _, taken in done)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """One packing: how long it took, and the peak memory of its own process and of the largest it started, in MB."""
+    """One packing: how long it took; the processor time of its own process and of all it started; and the peak memory
+    of its own process and of the largest it started, in MB."""
 
     seconds: float
+    processor_seconds: float
     own_mb: float
     largest_mb: float
 
@@ -164,13 +168,26 @@ def time_packing(source: Path, images: int, workers: int, home: Path) -> Packing
 
 def pack_once(source: Path, images: int, workers: int, home: Path) -> Packing:
     """Pack in this process."""
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), _processor_seconds()
     store = pack(sheet(images), [source], home=home, workers=workers)
-    seconds = time.perf_counter() - begin
+    seconds, processor = time.perf_counter() - begin, _processor_seconds() - processor
     assert store.manifest.resize == Recipe.of(sheet(images), SIZE).resizing and store.twins().total == 0
-    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return Packing(seconds, own / unit, largest / unit if workers else 0.0)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return Packing(seconds, processor, _own_peak_mb(), largest if workers else 0.0)
+
+
+def _processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _own_peak_mb() -> float:
+    """Not `ru_maxrss` on Linux, which begins with what the process that started this one needed."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -180,7 +197,7 @@ def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> 
     for _ in range(rounds):
         packing = time_packing(source, images, workers, folder / "home")
         pairs.append((packing, time_decoding(source, images, workers)))
-    ratios = [decoding / packing.seconds for packing, decoding in pairs]
+    ratios = [decoding / packing.seconds for packing, (decoding, _) in pairs]
     return {
         "images": images,
         "form": form,
@@ -188,11 +205,13 @@ def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> 
             sum(len(content) for _, content in jpegs(min(DISTINCT, images))) / min(DISTINCT, images)
         ),
         "packed_per_second": images / statistics.median(packing.seconds for packing, _ in pairs),
-        "decoded_per_second": images / statistics.median(decoding for _, decoding in pairs),
+        "decoded_per_second": images / statistics.median(decoding for _, (decoding, _) in pairs),
+        "packing_processor_us": 1e6 / images * statistics.median(packing.processor_seconds for packing, _ in pairs),
+        "decoding_processor_us": 1e6 / images * statistics.median(taken for _, (_, taken) in pairs),
         "packed_to_decoded": statistics.median(ratios),
         "packed_to_decoded_of_rounds": ratios,
         "peak_mb": max(packing.peak_mb(workers) for packing, _ in pairs),
-        "rounds": [{**asdict(packing), "decoding_seconds": decoding} for packing, decoding in pairs],
+        "rounds": [{**asdict(packing), "decoding_seconds": decoding} for packing, (decoding, _) in pairs],
     }
 
 
@@ -221,14 +240,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     found = []
     print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; Pillow {PIL.__version__}")
-    print(f"\n{'images':>9} {'packed/s':>10} {'decoded/s':>10} {'ratio':>7} {'peak memory':>12}")
+    print(f"\n{'':>9} {'packed':>9} {'decoded':>9} {'':>6} {'processor time an image':>24} {'peak':>10}")
+    print(f"{'images':>9} {'a second':>9} {'a second':>9} {'ratio':>6} {'packed':>12}{'decoded':>12} {'memory':>10}")
     for images in options.images:
         with tempfile.TemporaryDirectory(dir=options.home) as folder:
             result = measure(images, options.form, options.workers, options.rounds, Path(folder))
         found.append(result)
         print(
-            f"{images:>9,} {result['packed_per_second']:>10,.0f} {result['decoded_per_second']:>10,.0f} "
-            f"{result['packed_to_decoded']:>7.2f} {result['peak_mb']:>9,.0f} MB",
+            f"{images:>9,} {result['packed_per_second']:>9,.0f} {result['decoded_per_second']:>9,.0f} "
+            f"{result['packed_to_decoded']:>6.2f} {result['packing_processor_us']:>9.0f} us"
+            f"{result['decoding_processor_us']:>9.0f} us {result['peak_mb']:>7,.0f} MB",
             flush=True,
         )
     if options.json:
