@@ -53,6 +53,8 @@ def building(path: Path, worth_keeping: Callable[[Path], bool] = lambda attempt:
     except BaseException as error:
         if isinstance(error, Exception) or not worth_keeping(attempt):
             shutil.rmtree(attempt, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            print("metazoo: stopped; what is finished is kept, and the same command goes on.", file=sys.stderr)
         raise
     shutil.rmtree(former, ignore_errors=True)
 

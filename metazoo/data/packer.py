@@ -31,7 +31,7 @@ BATCH = 64
 BATCH_BYTES = 4 << 20
 SMALL = 4096
 """A data set of fewer images is packed by this process alone, without a journal: others take longer to start."""
-MOST_WORKERS = 12
+MOST_WORKERS = 8  # each takes some 50 MB, and all together with this process less than 1 GB
 BLOCK = 1 << 20
 
 
