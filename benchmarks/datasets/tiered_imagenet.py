@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,8 +83,8 @@ def _images(sheet: DataSet, source: Source, name: str) -> tuple[int, Callable[[]
         with _npy(source, name) as file:
             return len(check_images(read_npy(file), sheet.channels)), partial(_blue_first, source, name)
     with reading(f"{source.path}/{name}"), source.open(name) as file:
-        files = [_content(item) for item in read_pickle(file, f"{source.path}/{name}")]
-        return len(files), partial(_encoded, source, name, files)
+        files = _Files(read_pickle(file, f"{source.path}/{name}"))
+        return len(files.offsets), partial(_encoded, source, name, files)
 
 
 def _members(source: Source, name: str, count: int, known: Mapping[str, str]) -> dict[str, list[int]]:
@@ -109,24 +110,34 @@ def _members(source: Source, name: str, count: int, known: Mapping[str, str]) ->
     return members
 
 
-def _content(item: object) -> Span | bytes:
-    """A PNG file: an array of bytes, or the bytes themselves."""
-    content = item.data if isinstance(item, FileArray) else item
-    if not isinstance(content, (Span, bytes)):
-        raise ValueError("it holds something that is no PNG file")
-    return content
+class _Files:
+    """Where the PNG files of a pickle begin and end in it, in a few bytes each; small ones lie here."""
+
+    def __init__(self, items: Sequence[object]) -> None:
+        self.offsets, self.sizes, self.coded = array("q"), array("q"), False
+        self.held: dict[int, bytes] = {}
+        for number, item in enumerate(items):
+            content = item.data if isinstance(item, FileArray) else item
+            if not isinstance(content, (Span, bytes)):
+                raise ValueError("it holds something that is no PNG file")
+            if isinstance(content, bytes):
+                self.held[number] = content
+                content = Span(0, 0)
+            self.coded |= content.coded
+            self.offsets.append(content.offset)
+            self.sizes.append(content.size)
 
 
-def _encoded(source: Source, name: str, files: Sequence[Span | bytes]) -> Iterator[Picture]:
+def _encoded(source: Source, name: str, files: _Files) -> Iterator[Picture]:
     place = source.locate(name)
     with reading(f"{source.path}/{name}"), source.open(name) as file:
-        for content in files:
-            if isinstance(content, bytes):
-                yield content
-            elif place is None or content.coded:
-                yield content.read(file)
+        for number, (offset, size) in enumerate(zip(files.offsets, files.sizes, strict=True)):
+            if number in files.held:
+                yield files.held[number]
+            elif place is None or files.coded:
+                yield Span(offset, size, files.coded).read(file)
             else:
-                yield Piece(place.path, place.offset + content.offset, content.size)
+                yield Piece(place.path, place.offset + offset, size)
 
 
 def _blue_first(source: Source, name: str) -> Iterator[Picture]:
