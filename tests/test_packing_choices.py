@@ -27,7 +27,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
 
 def as_jpeg(image: Image.Image, **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", **options)  # type: ignore[arg-type]
+    image.save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -166,7 +166,9 @@ def test_an_image_that_a_process_cannot_decode_is_named(tmp_path, home):
 def test_a_process_that_dies_is_a_sentence():
     with Workers(Lethal(), 2) as pool:
         assert [future.result() for future in [pool.submit("fine", value) for value in range(9)]] == list(range(1, 10))
-        with pytest.raises(UserError, match=r"A process that was packing images ended before its time with status -9 \(so"):
+        with pytest.raises(
+            UserError, match=r"A process that was packing images ended before its time with status -9 \(so"
+        ):
             pool.submit("die").result()
 
 
