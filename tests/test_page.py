@@ -9,14 +9,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import metazoo.cli
+from metazoo.config import RunConfig
 from metazoo.leaderboard import page
+from metazoo.leaderboard.cards import cards
+from metazoo.leaderboard.histories import Histories
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
+from metazoo.leaderboard.shelf import Identities, Shelf
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.suite import load
+from metazoo.leaderboard.tables import compose
 from metazoo.records import Record, read
+from metazoo.schema import parse
 
 GOLDEN = Path(__file__).parent / "golden" / "leaderboard"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -115,6 +122,13 @@ def test_every_cell_opens_a_card_that_says_where_its_number_comes_from():
     half, loud = cards[6], cards[8]
     assert "diverged: The loss is not a number." in half and "1 of 2 seeds" in half
     assert "It needs 100 % quiet." in loud and '<p class="headline">incompatible</p>' in loud
+
+
+def test_the_config_of_a_card_is_the_run_s():
+    made = board()
+    for key, card in cards(made, compose(made), Histories(None)).items():
+        config = made.cells[key].row.config(key[1].shots, 0)
+        assert parse(RunConfig, yaml.safe_load(card.config), "card") == config
 
 
 def test_a_method_s_card_has_its_paper_and_numbered_deviations():

@@ -137,7 +137,7 @@ def _run(record: Record, rule: Rule, measure: Measure, histories: Histories) -> 
     facts = {
         "Seed": str(record.config.get("seed", "")),
         "State": f"{record.status}: {record.reason}" if record.reason else record.status,
-        "Epochs": ", ".join(map(str, chosen)),
+        "Epochs tested": ", ".join(map(str, chosen)),
         "Training": duration(record.training_seconds) + per_second if record.training_seconds else "",
         "Test": duration(record.evaluation_seconds) if record.evaluation_seconds else "",
         "Peak memory": f"{record.peak_memory_mb:,.0f} MiB" if record.peak_memory_mb else "",
