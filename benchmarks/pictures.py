@@ -17,7 +17,8 @@ from metazoo.benchmarks.browser import Page, browser
 from metazoo.errors import UserError
 from metazoo.files import replacing
 from metazoo.leaderboard import page
-from metazoo.leaderboard.standings import Identities, Shelf, build
+from metazoo.leaderboard.shelf import Identities, Shelf
+from metazoo.leaderboard.standings import build
 from metazoo.leaderboard.suite import load, suites
 from metazoo.records import read
 

@@ -14,7 +14,7 @@ from metazoo.data.packing import pack
 from metazoo.leaderboard import budget
 from metazoo.leaderboard.budget import Estimate, Pace, budget_text, estimates, together
 from metazoo.leaderboard.jobs import Plan
-from metazoo.leaderboard.standings import Identities
+from metazoo.leaderboard.shelf import Identities
 from metazoo.leaderboard.suite import EvaluationPlan, Suite, Training, read
 
 VALUES = {

@@ -16,7 +16,8 @@ from metazoo.episodes import EpisodeSampler
 from metazoo.errors import UserError
 from metazoo.leaderboard import tested, typesetting
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import Leaderboard, Shelf, build
+from metazoo.leaderboard.shelf import Shelf
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.suite import Suite
 from metazoo.leaderboard.tables import compose
 from metazoo.populations import TRAININGS, Classes, Over

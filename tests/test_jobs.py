@@ -17,7 +17,7 @@ import metazoo.cli
 import metazoo.data.dataset
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.leaderboard import jobs
-from metazoo.leaderboard.standings import FAILURES, Identities, gather
+from metazoo.leaderboard.shelf import FAILURES, Identities, gather
 from metazoo.leaderboard.suite import read
 from metazoo.progress import Message, Reporter
 from metazoo.run import Run

@@ -22,7 +22,8 @@ from metazoo.config import describe
 from metazoo.errors import UserError
 from metazoo.leaderboard import typesetting
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import FAILURES, Identities, Leaderboard, Shelf, build, gather, missing
+from metazoo.leaderboard.shelf import FAILURES, Identities, Shelf, gather, missing
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.suite import Column, Suite
 from metazoo.leaderboard.tables import Entry, Table, compose
 from metazoo.records import Record, append

@@ -26,7 +26,8 @@ from metazoo.evaluation import evaluate
 from metazoo.files import write_text
 from metazoo.leaderboard import typesetting
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build, missing
+from metazoo.leaderboard.shelf import Identities, Shelf, missing
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.suite import Suite
 from metazoo.leaderboard.tables import compose
 from metazoo.leaks import Leak, find_leak, leak_text, without

@@ -18,7 +18,8 @@ from metazoo.errors import UserError
 from metazoo.evaluation import evaluation
 from metazoo.leaderboard import suite as suites
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
+from metazoo.leaderboard.shelf import Identities, Shelf
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.tables import compose
 from metazoo.leaderboard.typesetting import latex, markdown, to_csv, to_json
 from metazoo.measures import SQUARED_ERROR

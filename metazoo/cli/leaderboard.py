@@ -75,7 +75,8 @@ def leaderboard(
     from rich.console import Console
 
     from metazoo.leaderboard import page, typesetting
-    from metazoo.leaderboard.standings import Identities, Shelf, build, gather
+    from metazoo.leaderboard.shelf import Identities, Shelf, gather
+    from metazoo.leaderboard.standings import build
     from metazoo.leaderboard.suite import load
 
     load_plugins(plugin)
@@ -120,7 +121,7 @@ def _missing(
     """The trainings that lack a result, what they share, and how many run at a time."""
     from metazoo import hardware
     from metazoo.leaderboard import jobs as running
-    from metazoo.leaderboard.standings import Identities, Shelf, gather, missing
+    from metazoo.leaderboard.shelf import Identities, Shelf, gather, missing
 
     place = hardware.choose(options["device"])
     running.open_domains(suite.trainings)
@@ -135,7 +136,7 @@ def _missing(
 def _run(wanted: Sequence[Training], plan: Plan, workers: int) -> list[str]:
     """Run the missing cells; returns the titles of the trainings that failed and may succeed another time."""
     from metazoo.leaderboard import jobs as running
-    from metazoo.leaderboard.standings import SETTLED
+    from metazoo.leaderboard.shelf import SETTLED
     from metazoo.progress import on_terminal
 
     if not wanted:

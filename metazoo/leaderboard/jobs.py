@@ -20,7 +20,7 @@ from metazoo.config import describe
 from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.evaluation import evaluate
-from metazoo.leaderboard.standings import FAILURES, Identities, written_in
+from metazoo.leaderboard.shelf import FAILURES, Identities, written_in
 from metazoo.leaderboard.suite import EvaluationPlan, Training
 from metazoo.progress import Message, Notes, QueueReporter, Reporter, listening
 from metazoo.records import Record, Status, append

@@ -1,108 +1,26 @@
-"""Leaderboards: which cells of a suite are missing, and what the records say of those that are not."""
+"""Standings: what records say of the cells of a suite, and how cells compare."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metazoo.config import RunConfig, code_version, describe, resolve
-from metazoo.domains import identity_here
+from metazoo.config import describe
 from metazoo.errors import UserError
 from metazoo.leaderboard.published import Literature, Number, literature
-from metazoo.leaderboard.suite import Column, Row, Suite, Training
+from metazoo.leaderboard.shelf import Shelf
+from metazoo.leaderboard.suite import Column, Row, Suite
 from metazoo.leaderboard.tested import POPULATIONS, population
 from metazoo.leaks import Leak
 from metazoo.populations import EPISODES, TRAININGS, Episodes, Over, Population, training_spread
-from metazoo.records import Record, Rule, Status, read
-from metazoo.schema import parse
+from metazoo.records import Record, Rule
 from metazoo.statistics import Rank, among_the_best, better, interval, query_interval, ranks, seed_spread
-
-FAILURES = "failures.jsonl"
-"""Beside the runs: why cells have no run's folder to say it, or no result in it."""
-
-SETTLED: tuple[Status, ...] = ("done", "diverged", "incompatible")
-"""What would end the same way again; every other cell is tried anew."""
-
-
-@dataclass(frozen=True)
-class Identities:
-    """What the code of each method and the data sets prepared here are now; a record may be of others."""
-
-    code: Mapping[tuple[str, str], str]
-    """By method and the one it wraps, if it does."""
-    data: Mapping[tuple[str, int | None], str]
-    """By (data set, size); what is not prepared here is missing, and then not compared."""
-
-    @classmethod
-    def of(cls, suite: Suite, data_home: Path | None = None) -> Identities:
-        """Those of a suite's methods and data sets; nothing is built or prepared for it."""
-        code = {written_in(describe(job.config)): code_version(job.config) for job in suite.trainings}
-        data: dict[tuple[str, int | None], str] = {}
-        for training in suite.trainings:
-            for name in {suite.source, *training.targets}:
-                size = training.config.size
-                if (name, size) not in data and (identity := identity_here(name, size, data_home)):
-                    data[name, size] = identity
-        return cls(code, data)
-
-    def departures(self, record: Record) -> tuple[str, ...]:
-        """What the record was made with that is not what is here: any of code, training data, test data."""
-        config = record.config
-        there = {
-            "code": (record.code, self.code.get(written_in(config))),
-            "training data": (record.data.get("source"), self.data.get((config["source"], config["size"]))),
-            "test data": (record.data.get("target"), self.data.get((record.target, config["size"]))),
-        }
-        return tuple(what for what, (made, now) in there.items() if now is not None and made != now)
-
-
-def written_in(config: Mapping[str, Any]) -> tuple[str, str]:
-    """What the code version of a stored config hangs on: its method, and the one that this wraps, if it does."""
-    return config["algorithm"], config["settings"].get("base", "")
-
-
-class Shelf:
-    """Records by the cell they are of: config, target, number of test episodes and their seed."""
-
-    def __init__(self, records: Iterable[Record], identities: Identities):
-        self.identities = identities
-        self._records: dict[str, list[Record]] = {}
-        for record in records:
-            if record.split == "test":
-                key = _key(_completed(record.config), record.target, record.episodes, record.episode_seed)
-                self._records.setdefault(key, []).append(record)
-
-    def find(self, suite: Suite, config: Mapping[str, Any], target: str) -> Record | None:
-        """The record of one cell and seed: made with what is here now before others, with a result, the latest."""
-        key = _key(config, target, suite.evaluation.episodes, suite.evaluation.seed)
-        found = [record for record in self._records.get(key, []) if record.answers(suite.evaluation.drop_leaking)]
-        ranked = sorted(found, key=lambda record: (not self.identities.departures(record), record.status == "done"))
-        return ranked[-1] if ranked else None
-
-
-def missing(suite: Suite, shelf: Shelf) -> list[Training]:
-    """The trainings with the targets whose record is not there, or was made with other code or data."""
-    wanted = []
-    for training in suite.trainings:
-        targets = [target for target in training.targets if not _is_settled(suite, shelf, training, target)]
-        if targets:
-            wanted.append(Training(training.label, training.config, tuple(targets)))
-    return wanted
-
-
-def gather(runs: Path, files: Sequence[Path] = ()) -> list[Record]:
-    """The records of all runs in a folder, and of further files."""
-    own = sorted(runs.glob("*/records.jsonl")) if runs.is_dir() else []
-    failures = [runs / FAILURES] if (runs / FAILURES).is_file() else []
-    return read([*files, *failures, *own])
 
 
 @dataclass(frozen=True)
@@ -322,26 +240,3 @@ def _beside(cell: Cell, suite: Suite, papers: Literature) -> list[Beside]:
         same = departures is not None and not departures
         found.append(Beside(number, departures, scale * result[0] - number.value if result and same else None))
     return sorted(found, key=lambda beside: beside.departures is None or len(beside.departures) > 0)
-
-
-def _is_settled(suite: Suite, shelf: Shelf, training: Training, target: str) -> bool:
-    record = shelf.find(suite, describe(training.config), target)
-    if record is None or shelf.identities.departures(record) or record.status not in SETTLED:
-        return False
-    return record.status != "done" or set(suite.evaluation.rules) <= set(record.evaluations)
-
-
-def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored config with the defaults of what configs have gained since; as it is where it cannot be read now."""
-    try:
-        read_again = parse(RunConfig, config, "record")
-    except UserError:
-        return config
-    try:
-        return describe(resolve(read_again, read_again.size))
-    except UserError:  # of a method that is not known here
-        return describe(read_again)
-
-
-def _key(config: Mapping[str, Any], target: str, episodes: int, episode_seed: int) -> str:
-    return json.dumps([config, target, episodes, episode_seed], sort_keys=True)

@@ -13,7 +13,8 @@ from metazoo.evaluation import interval
 from metazoo.files import write_text
 from metazoo.leaderboard import page, typesetting
 from metazoo.leaderboard.published import Literature
-from metazoo.leaderboard.standings import Identities, Leaderboard, Shelf, build
+from metazoo.leaderboard.shelf import Identities, Shelf
+from metazoo.leaderboard.standings import Leaderboard, build
 from metazoo.leaderboard.suite import Suite
 from metazoo.leaderboard.suite import read as read_suite
 from metazoo.leaderboard.tables import compose
