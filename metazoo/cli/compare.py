@@ -41,7 +41,8 @@ def compare(
         scale = measure.scale
         pairs = Table(box=None, padding=(0, 2, 0, 0))
         for name in ("first", "second", "difference", "p", "told apart"):
-            pairs.add_column(name, justify="left" if name in ("first", "second", "told apart") else "right")
+            text = name in ("first", "second", "told apart")
+            pairs.add_column(name, justify="left" if text else "right", no_wrap=True)
         if interval == "episodes":
             pairs.add_column("episodes to tell", justify="right")
             pairs.add_column(f"told by {field.episodes}", justify="right")

@@ -180,7 +180,9 @@ def _print_estimate(suite: Suite, wanted: Sequence[Training], plan: Plan, worker
     except KeyboardInterrupt:
         typer.echo("metazoo: stopped; nothing was written.", err=True)
         raise typer.Exit(130) from None
-    table = Table("missing", "training", "validation", "test", "together", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("missing", "training", "validation", "test", "together"):
+        table.add_column(name, no_wrap=name == "missing", justify="left" if name == "missing" else "right")
     for each in found:
         parts = (each.learning, each.validation, each.test, each.seconds)
         table.add_row(each.training.title, *([each.reason] if each.reason else map(duration, parts)))
