@@ -42,7 +42,7 @@ def test_a_batch_made_in_parts_is_the_same_batch(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(ImageTable(split, "cpu", mean=(0.1, 0.5, 0.9)).gather(rows), whole)
 
 
-def test_a_packed_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
+def test_a_packed_file_is_mapped_and_copied_only_on_demand(tmp_path: Path) -> None:
     split = split_of([9, 11], shape=(1, 6, 6))
     file = tmp_path / "train.bin"
     file.write_bytes(split.images.tobytes())
@@ -50,6 +50,10 @@ def test_a_packed_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
     table = ImageTable(Split(**{**vars(split), "images": mapped}), "cpu")  # warnings are errors here
     assert table._images.data_ptr() == mapped.ctypes.data
     assert torch.equal(table.gather(np.arange(20)), ImageTable(split, "cpu").gather(np.arange(20)))
+    for placement in ("device", "host"):
+        copied = ImageTable(Split(**{**vars(split), "images": mapped}), "cpu", placement=placement)
+        assert copied._images.data_ptr() != mapped.ctypes.data
+        assert torch.equal(table.gather(np.arange(20)), copied.gather(np.arange(20)))
 
 
 def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it() -> None:
