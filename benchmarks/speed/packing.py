@@ -9,7 +9,7 @@ pixels, in a tar (or a folder). Two things take turns, because a shared machine 
   (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped.
 
 Beside the wall-clock time stands the processor time an image takes, of all processes together. The peak memory is that
-of the packing process and of all those it starts, each at its own highest, and at most so much.
+of the packing process and of all those it starts, each at its own highest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -24,9 +25,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,15 +149,16 @@ def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float
 @dataclass(frozen=True)
 class Packing:
     """One packing: how long it took; the processor time of its own process and of all it started; and the peak memory
-    of its own process and of the largest it started, in MB."""
+    of its own process and of all it started, in MB."""
 
     seconds: float
     processor_seconds: float
     own_mb: float
-    largest_mb: float
+    others_mb: float
 
-    def peak_mb(self, workers: int) -> float:
-        return self.own_mb + workers * self.largest_mb
+    @property
+    def peak_mb(self) -> float:
+        return self.own_mb + self.others_mb
 
 
 def time_packing(source: Path, images: int, workers: int, home: Path) -> Packing:
@@ -168,12 +172,14 @@ def time_packing(source: Path, images: int, workers: int, home: Path) -> Packing
 
 def pack_once(source: Path, images: int, workers: int, home: Path) -> Packing:
     """Pack in this process."""
+    watch = _Watch()
+    watch.start()
     begin, processor = time.perf_counter(), _processor_seconds()
     store = pack(sheet(images), [source], home=home, workers=workers)
     seconds, processor = time.perf_counter() - begin, _processor_seconds() - processor
     assert store.manifest.resize == Recipe.of(sheet(images), SIZE).resizing and store.twins().total == 0
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return Packing(seconds, processor, _own_peak_mb(), largest if workers else 0.0)
+    watch.stop()
+    return Packing(seconds, processor, _peak_mb("self"), sum(watch.peaks.values()))
 
 
 def _processor_seconds() -> float:
@@ -181,13 +187,29 @@ def _processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _own_peak_mb() -> float:
-    """Not `ru_maxrss` on Linux, which begins with what the process that started this one needed."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+def _peak_mb(process: str) -> float:
+    """Of a process that lives. Not its `ru_maxrss`, which begins with what the process that started it needed."""
+    lines = Path("/proc", process, "status").read_text().splitlines()
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+class _Watch(threading.Thread):
+    """Looks at the processes that this one started, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peaks: dict[str, float] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            for process in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                with suppress(OSError):  # it is gone
+                    self.peaks[process] = _peak_mb(process) or self.peaks.get(process, 0.0)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
 
 
 def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -210,13 +232,13 @@ def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> 
         "decoding_processor_us": 1e6 / images * statistics.median(taken for _, (_, taken) in pairs),
         "packed_to_decoded": statistics.median(ratios),
         "packed_to_decoded_of_rounds": ratios,
-        "peak_mb": max(packing.peak_mb(workers) for packing, _ in pairs),
+        "peak_mb": max(packing.peak_mb for packing, _ in pairs),
         "rounds": [{**asdict(packing), "decoding_seconds": decoding} for packing, (decoding, _) in pairs],
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command; `arguments` are those of the process by default."""
+    """The command, for Linux, which tells of its processes; `arguments` are those of this one by default."""
     parser = argparse.ArgumentParser(
         prog="python -m metazoo.benchmarks.speed.packing", description=__doc__.split("\n")[0]
     )
