@@ -25,4 +25,6 @@ def build(config: RunConfig, inputs: Inputs) -> Algorithm:
         )
     torch.manual_seed(config.seed)
     backbone = backbones.create(config.backbone, inputs.shape(config.size), config.ways)
-    return registry.create(config.algorithm, backbone, config.settings)
+    model = registry.create(config.algorithm, backbone, config.settings)
+    backbone.compute_in(config.training.precision)
+    return model

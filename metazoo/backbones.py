@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +24,9 @@ Role: TypeAlias = Literal["body", "norm", "head", "context", "fixed"]
 of its own. Of a module that a method has inserted, parameters are `fixed`: meta-learned and never adapted; buffers are
 `context`: no parameters, but what every task starts its own copy of and may adapt.
 """
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+"""What convolutions multiply in."""
 
 Padding = Annotated[int, Field(ge=0, le=1)]
 
@@ -81,6 +85,19 @@ class Backbone(nn.Module):
         for child, content in (*children[:position], (name, module), *children[position:]):
             place.add_module(child, content)
         self._inserted.append(".".join(part for part in ("body", parent, name) if part))
+
+    def compute_in(self, precision: Precision) -> None:
+        """Let the convolutions multiply in a type; everything else stays as it is.
+
+        Raises UserError for a network that has no such choice.
+        """
+        modules = list(self.body)
+        convolutions = [module for module in modules if isinstance(module, ConvBlock)]
+        if precision != "float32" and not convolutions:
+            raise UserError(f"Only conv4 computes in {precision}; leave the precision at float32, or use conv4.")
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            if isinstance(module, ConvBlock):
+                module.precision, module.feeds_block = precision, isinstance(following, ConvBlock)
 
     def drop_head(self) -> None:
         """Let the backbone end with its features, for methods that compare embeddings."""
@@ -161,6 +178,9 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, channels: int, settings: Conv4.Settings, padding: int, pools: bool):
         super().__init__()
+        self.precision: Precision = "float32"
+        self.feeds_block = False
+        """Whether the next module is another block, which takes maps at a lower precision as they are."""
         filters = settings.filters
         self.conv = nn.Conv2d(channels, filters, 3, padding=padding, bias=settings.conv_bias)
         self.norm = BatchStatisticsNorm(filters, eps=settings.norm_eps)
@@ -169,11 +189,13 @@ class ConvBlock(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """All four modules as one function where nothing was put between them and nobody looks at what one gives."""
-        if not (self._is_whole() and blocks.fits(images, self.conv.weight)):
-            return super().forward(images)
-        return blocks.block(
+        weight = self.conv.weight
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else weight.dtype
+        if not (self._is_whole() and blocks.fits(images, weight, dtype)):
+            return self._one_by_one(images, dtype)
+        maps = blocks.block(
             images,
-            self.conv.weight,
+            weight,
             self.conv.bias,
             self.norm.weight,
             self.norm.bias,
@@ -181,7 +203,20 @@ class ConvBlock(nn.Sequential):
             eps=self.norm.eps,
             slope=getattr(self.activation, "negative_slope", 0.0),
             side=2 if isinstance(self.pool, HalvingMaxPool) else 1,
+            dtype=dtype,
         )
+        return maps if self.feeds_block else maps.to(weight.dtype)
+
+    def _one_by_one(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same by the modules as they are; at a lower precision the convolution alone has it."""
+        kept = self.conv.weight.dtype
+        if dtype == kept:
+            return super().forward(images)
+        maps = images.to(kept)
+        for module in self:
+            with torch.autocast(images.device.type, dtype, enabled=module is self.conv):
+                maps = module(maps).to(kept)
+        return maps
 
     def _is_whole(self) -> bool:
         children = list(self.children())

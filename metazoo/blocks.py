@@ -15,15 +15,16 @@ from metazoo import native, patches
 from metazoo.convolution import channels_last, convolve, fold
 
 
-def fits(maps: Tensor, weight: Tensor) -> bool:
-    """Whether `block` can be used: on a CPU, with a C compiler, for tensors of one type and filters in sixteens."""
+def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `block` can be used with maps kept in `dtype`: on a CPU, with a C compiler, for filters in sixteens."""
     return (
         maps.device.type == "cpu"
-        and maps.dtype == weight.dtype
+        and maps.dtype in (weight.dtype, dtype)
+        and (dtype == weight.dtype or (dtype, weight.dtype) == (torch.bfloat16, torch.float32))
         and weight.shape[-4] % native.LANES == 0
         and maps.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and native.kernels(maps.dtype) is not None
+        and native.kernels(dtype) is not None
     )
 
 
@@ -38,6 +39,7 @@ def block(
     eps: float,
     slope: float,
     side: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Convolution, batch norm by the batch's statistics, max-pool over `side` x `side` pixels, (leaky) ReLU.
 
@@ -45,12 +47,14 @@ def block(
     modules in numbers, gradients and second derivatives, ties of the max-pool included; the bias has a gradient of
     exactly zero, because batch norm takes it away again. It may run under `torch.func.vmap` while gradients are taken
     outside by autograd. A third derivative raises RuntimeError.
+
+    With dtype bfloat16, convolutions multiply in it and maps are kept in it; statistics, scale and shift stay float32.
     """
     if bias is not None:
         beta = beta + (bias - bias)
     if patches.fit(maps, weight):
-        return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side)
-    return _NormalisePool.apply(convolve(maps, weight, padding), gamma, beta, eps, slope, side)[0]
+        return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side, dtype=dtype)
+    return _NormalisePool.apply(convolve(maps.to(dtype), weight.to(dtype), padding), gamma, beta, eps, slope, side)[0]
 
 
 class _NormalisePool(torch.autograd.Function):
@@ -67,7 +71,7 @@ class _NormalisePool(torch.autograd.Function):
         gamma, beta = gamma.contiguous(), beta.contiguous()
         mean, r = torch.empty_like(gamma), torch.empty_like(gamma)
         shape = native.shape_of(z, side)
-        native.run("normalise_pool", channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
+        native.run("normalise_pool", z.dtype, channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
         return y, code, mean, r
 
     @staticmethod
@@ -114,7 +118,7 @@ class _Gradient(torch.autograd.Function):
         dy, z, gamma = channels_last(dy), channels_last(z), gamma.contiguous()
         dz, dgamma, dbeta = torch.empty_like(z), torch.empty_like(gamma), torch.empty_like(gamma)
         shape = native.shape_of(z, side)
-        native.run("normalise_pool_backward", dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
+        native.run("normalise_pool_backward", z.dtype, dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
         ctx.slope, ctx.side = slope, side
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, z, code, gamma, mean, r, dgamma, dbeta)
@@ -150,7 +154,7 @@ class _SecondGradient(torch.autograd.Function):
         of_dy, of_z, of_gamma = torch.empty_like(dy), torch.empty_like(z), torch.empty_like(gamma)
         given = u, u_gamma, u_beta, dy, z, code, gamma, mean, r, dgamma, dbeta
         shape = native.shape_of(z, side)
-        native.run("normalise_pool_second", *given, slope, shape, of_dy, of_z, of_gamma)
+        native.run("normalise_pool_second", z.dtype, *given, slope, shape, of_dy, of_z, of_gamma)
         return of_dy, of_z, of_gamma
 
     @staticmethod

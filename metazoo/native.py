@@ -68,11 +68,11 @@ class Kernels:
 Argument = Tensor | float | Shape | Count | None
 
 
-def run(name: str, first: Tensor, *others: Argument) -> None:
-    """Run the function `name` of the kernels for the type of the first tensor, which must be there."""
-    found = kernels(first.dtype)
-    assert found is not None, f"there are no kernels for {first.dtype}"
-    found(name, first, *others)
+def run(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
+    """Run the function `name` of the kernels for maps of a type, which must be there."""
+    found = kernels(dtype)
+    assert found is not None, f"there are no kernels for {dtype}"
+    found(name, *arguments)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
 from metazoo import native
+from metazoo.convolution import channels_last
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,23 @@ def fit(images: Tensor, weight: Tensor) -> bool:
 
 
 def block(
-    images: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, *, padding: int, eps: float, slope: float, side: int
+    images: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    padding: int,
+    eps: float,
+    slope: float,
+    side: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """As `metazoo.blocks.block`, without a bias and without a gradient at the images; of derivatives of every order."""
     patches = patches_of(images, padding)
     filters = weight.permute(0, 2, 3, 1).flatten(1).double()
     mean = filters @ patches.mean
     scale = gamma * ((filters @ patches.covariance * filters).sum(dim=1) + eps).rsqrt()
-    return _Pool.apply(scale[:, None] * filters, beta - scale * mean, patches, slope, side)[0]
+    return _Pool.apply(scale[:, None] * filters, beta - scale * mean, patches, slope, side, dtype)[0]
 
 
 _recent: deque[tuple[TensorWeakRef, tuple[Any, ...], Patches]] = deque(maxlen=4)
@@ -90,52 +100,51 @@ def _patches(images: Tensor, padding: int) -> Patches:
     second = torch.empty(9 * channels, 9 * channels, dtype=torch.float64)
     mean = torch.empty(9 * channels, dtype=torch.float64)
     shape = native.Shape(count, height - 2, width - 2, 1, 1, torch.get_num_threads())
-    native.run("patches_moments", pixels, native.Count(channels), shape, second, mean)
+    native.run("patches_moments", pixels.dtype, pixels, native.Count(channels), shape, second, mean)
     number = count * (height - 2) * (width - 2)
     mean /= number
     return Patches(pixels, (count, channels, height - 2, width - 2), mean, second / number - mean[:, None] * mean)
 
 
 class _Pool(torch.autograd.Function):
-    """`(y, code)` of `(weights, shift)`, which are float64 whatever the images are."""
+    """`(y, code)` of `(weights, shift)`, which are float64 whatever the images are; y is of type `dtype`."""
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, shift: Tensor, patches: Patches, slope: float, side: int
+        ctx: Any, weights: Tensor, shift: Tensor, patches: Patches, slope: float, side: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        filters, dtype = len(shift), patches.pixels.dtype
-        y, code = _empty(patches, filters, side, dtype), _empty(patches, filters, side, torch.uint8)
-        given = *_given(patches), _packed(weights, dtype), shift.to(dtype)
-        native.run("patches", *given, slope, _shape(patches, filters, side), y, code, None)
-        ctx.options = patches, slope, side
+        code = _empty(patches, len(shift), side, torch.uint8)
+        y = _convolved(weights, shift, patches, slope, side, dtype, code=code)
+        ctx.options = patches, slope, side, dtype
         ctx.save_for_backward(code)
         ctx.mark_non_differentiable(code)
         return y, code
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), None, None, None
+        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), *(None,) * 4
 
 
 class _Sums(torch.autograd.Function):
     """Of dy, what arrives at the weights and the shift: linear in dy."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, code: Tensor, patches: Patches, slope: float, side: int) -> tuple[Tensor, Tensor]:
-        ctx.options = patches, slope, side
+    def forward(
+        ctx: Any, dy: Tensor, code: Tensor, patches: Patches, slope: float, side: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        ctx.options = patches, slope, side, dtype
         ctx.save_for_backward(code)
         filters = dy.shape[1]
         of_weights = torch.empty(filters, len(patches.mean), dtype=torch.float64)
         of_shift = torch.empty(filters, dtype=torch.float64)
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        native.run(
-            "patches_sums", *_given(patches), dy, code, slope, _shape(patches, filters, side), of_weights, of_shift
-        )
+        shape = _shape(patches, filters, side)
+        given = patches.pixels, native.Count(patches.shape[1]), channels_last(dy), code
+        native.run("patches_sums", dtype, *given, slope, shape, of_weights, of_shift)
         return of_weights, of_shift
 
     @staticmethod
     def backward(ctx: Any, u_weights: Tensor, u_shift: Tensor) -> tuple[Tensor | None, ...]:
-        return _Chosen.apply(u_weights, u_shift, *ctx.saved_tensors, *ctx.options), None, None, None, None
+        return _Chosen.apply(u_weights, u_shift, *ctx.saved_tensors, *ctx.options), *(None,) * 5
 
 
 class _Chosen(torch.autograd.Function):
@@ -143,33 +152,47 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, shift: Tensor, code: Tensor, patches: Patches, slope: float, side: int
+        ctx: Any,
+        weights: Tensor,
+        shift: Tensor,
+        code: Tensor,
+        patches: Patches,
+        slope: float,
+        side: int,
+        dtype: torch.dtype,
     ) -> Tensor:
-        ctx.options = patches, slope, side
+        ctx.options = patches, slope, side, dtype
         ctx.save_for_backward(code)
-        filters, dtype = len(shift), patches.pixels.dtype
-        y = _empty(patches, filters, side, dtype)
-        given = *_given(patches), _packed(weights, dtype), shift.to(dtype).contiguous()
-        native.run("patches", *given, slope, _shape(patches, filters, side), y, None, code)
-        return y
+        return _convolved(weights, shift, patches, slope, side, dtype, chosen_by=code)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), None, None, None, None
+        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), *(None,) * 5
 
 
-def _packed(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights `[F, 9 C]` as `[F / LANES, 9 C, LANES]`."""
-    return weights.unflatten(0, (-1, native.LANES)).transpose(1, 2).to(dtype).contiguous()
+def _convolved(
+    weights: Tensor,
+    shift: Tensor,
+    patches: Patches,
+    slope: float,
+    side: int,
+    dtype: torch.dtype,
+    *,
+    code: Tensor | None = None,
+    chosen_by: Tensor | None = None,
+) -> Tensor:
+    """Largest pixels, activated, with their codes written to `code`; or the pixels that `chosen_by` names."""
+    count, real = len(shift), patches.pixels.dtype
+    y = _empty(patches, count, side, dtype)
+    packed = weights.unflatten(0, (-1, native.LANES)).transpose(1, 2).to(real).contiguous()
+    given = patches.pixels, native.Count(patches.shape[1]), packed, shift.to(real).contiguous()
+    native.run("patches", dtype, *given, slope, _shape(patches, count, side), y, code, chosen_by)
+    return y
 
 
 def _empty(patches: Patches, filters: int, side: int, dtype: torch.dtype) -> Tensor:
     count, _, down, across = patches.shape
     return torch.empty(count, filters, down // side, across // side, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _given(patches: Patches) -> tuple[Tensor, native.Count]:
-    return patches.pixels, native.Count(patches.shape[1])
 
 
 def _shape(patches: Patches, filters: int, side: int) -> native.Shape:

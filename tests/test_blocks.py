@@ -243,7 +243,7 @@ def test_every_methods_meta_step_is_the_plain_networks(
     algorithm = algorithm_of(name)
     ours = meta_step(algorithm, tasks_per_pass)
     assert fused
-    monkeypatch.setattr(blocks, "fits", lambda maps, weight: False)
+    monkeypatch.setattr(blocks, "fits", lambda maps, weight, dtype: False)
     theirs = meta_step(algorithm, tasks_per_pass)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():

@@ -35,7 +35,7 @@ def parameters(filters: int, channels: int) -> list[Tensor]:
 
 
 def options(padding: int = 1, slope: float = 0.01, side: int = 2) -> dict[str, Any]:
-    return {"padding": padding, "eps": 1e-3, "slope": slope, "side": side}
+    return {"padding": padding, "eps": 1e-3, "slope": slope, "side": side, "dtype": torch.float64}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_float32_is_as_exact_as_torchs_modules() -> None:
         gradients = []
         for dtype in (torch.float64, torch.float32):
             leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in parameters(16, 3)]
-            outputs = function(images.to(dtype), leaves[0], None, *leaves[1:], **options())
+            outputs = function(images.to(dtype), leaves[0], None, *leaves[1:], **options() | {"dtype": dtype})
             gradients.append(grad(outputs.square().sum(), leaves))
         errors.append(max((a - b).norm() / a.norm() for a, b in zip(*gradients, strict=True)))
     assert errors[0] <= errors[1]

@@ -71,6 +71,10 @@ def train(
         list[str] | None,
         typer.Option("--training-set", metavar="KEY=VALUE", help="Such as milestones=[20,40].", rich_help_panel=_OUTER),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="What convolutions multiply in. It changes results.", rich_help_panel=_OUTER),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
@@ -108,6 +112,7 @@ def train(
             "reduction": reduction,
             "validation_episodes": validation_episodes,
             "keep": keep,
+            "precision": precision,
         },
     }
     values = merged(read_yaml(config) if config else {}, given)
