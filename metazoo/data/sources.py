@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import lzma
 import os
@@ -11,14 +10,14 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from metazoo.data.pictures import Piece
-from metazoo.data.tars import plain_members
+from metazoo.data.tars import COMPRESSIONS, Blocks, plain_members
 from metazoo.errors import UserError
 
 PLAIN_SUFFIXES = frozenset((".pkl", ".pickle", ".npz", ".csv", ".json", ".txt"))
@@ -26,11 +25,6 @@ PLAIN_SUFFIXES = frozenset((".pkl", ".pickle", ".npz", ".csv", ".json", ".txt"))
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 
-_COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
-    b"\x1f\x8b": lambda path: gzip.open(path, "rb"),
-    b"BZh": lambda path: bz2.open(path, "rb"),
-    b"\xfd7zXZ\x00": lambda path: lzma.open(path, "rb"),
-}
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
 
 
@@ -167,7 +161,7 @@ class Tar(Source):
     """A tar, plain or compressed with gzip, bzip2 or xz, read from front to back."""
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-        with _reading(self.path), _Blocks(self.path) as blocks, tarfile.open(fileobj=blocks, mode="r:") as tar:
+        with _reading(self.path), Blocks(self.path) as blocks, tarfile.open(fileobj=blocks, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else every header seen is kept: a million are a gigabyte
                 if member.issym() or member.islnk():
@@ -177,7 +171,7 @@ class Tar(Source):
             blocks.expect_end()
 
     def _scan(self) -> Iterator[tuple[str, int, int]]:
-        with _Blocks(self.path) as blocks:
+        with Blocks(self.path) as blocks:
             plain = not blocks.compressed
         with _reading(self.path):
             members = plain_members(self.path) if plain else None
@@ -230,42 +224,6 @@ class Zip(Source):
             yield file
 
 
-class _Blocks:
-    """The decompressed bytes of a tar, remembering the last block read.
-
-    tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive;
-    and it never reads a gzip's checksum. `expect_end` refuses all three.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with open(path, "rb") as file:
-            head = file.read(8)
-        opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), None)
-        self.compressed = opener is not None
-        self._file = opener(path) if opener else open(path, "rb")
-        self._last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        self._last = self._file.read(size)
-        return self._last
-
-    def expect_end(self) -> None:
-        """Raise tarfile.ReadError unless the last block was the zeros that end a tar; then read on to the checksum."""
-        if self._last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("no end-of-archive mark" if len(self._last) < tarfile.BLOCKSIZE else "bad header")
-        while self._file.read(1 << 20):
-            pass
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> _Blocks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into a sentence."""
@@ -301,7 +259,7 @@ def open_source(path: Path) -> Source:
         return File(path)
     if head.startswith(b"PK"):
         return Zip(path)
-    if head[257:262] == b"ustar" or any(head.startswith(magic) for magic in _COMPRESSIONS) or _is_old_tar(head):
+    if head[257:262] == b"ustar" or any(head.startswith(magic) for magic in COMPRESSIONS) or _is_old_tar(head):
         return Tar(path)
     raise UserError(f"{path} is neither a folder nor a tar or zip archive.")
 

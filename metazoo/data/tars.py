@@ -1,14 +1,25 @@
-"""The table of contents of a tar, in the time that a large one deserves."""
+"""Tars: their table of contents, in the time that a large one deserves, and whether they are whole."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(BLOCK)
 FILE, OLD_FILE, FOLDER = tarfile.REGTYPE[0], tarfile.AREGTYPE[0], tarfile.DIRTYPE[0]
+
+COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": lambda path: gzip.open(path, "rb"),
+    b"BZh": lambda path: bz2.open(path, "rb"),
+    b"\xfd7zXZ\x00": lambda path: lzma.open(path, "rb"),
+}
 
 
 def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
@@ -39,3 +50,39 @@ def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
                 return None
             file.seek(at)
     return found
+
+
+class Blocks:
+    """The decompressed bytes of a tar, remembering the last block read.
+
+    tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive;
+    and it never reads a gzip's checksum. `expect_end` refuses all three.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        opener = next((opener for magic, opener in COMPRESSIONS.items() if head.startswith(magic)), None)
+        self.compressed = opener is not None
+        self._file = opener(path) if opener else open(path, "rb")
+        self._last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        self._last = self._file.read(size)
+        return self._last
+
+    def expect_end(self) -> None:
+        """Raise tarfile.ReadError unless the last block was the zeros that end a tar; then read on to the checksum."""
+        if self._last != END:
+            raise tarfile.ReadError("no end-of-archive mark" if len(self._last) < BLOCK else "bad header")
+        while self._file.read(1 << 20):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Blocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
