@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -24,7 +25,7 @@ from metazoo.episodes import EpisodeRows, EpisodeSampler
 from metazoo.errors import UserError
 from metazoo.evaluation import evaluate
 from metazoo.files import write_text
-from metazoo.leaderboard import typesetting
+from metazoo.leaderboard import page, typesetting
 from metazoo.leaderboard.published import Literature
 from metazoo.leaderboard.shelf import Identities, Shelf, missing
 from metazoo.leaderboard.standings import Leaderboard, build
@@ -244,6 +245,7 @@ def test_a_table_marks_leaking_cells_in_every_format(shelf: Shelf, tmp_path: Pat
     [own, crossed] = [entry for entry in document.tables[0].rows[0] if "±" in entry.text]
     assert not own.notes and document.notes[crossed.notes[0] - 1].startswith(note)
     assert note in typesetting.markdown(document) and note in typesetting.latex(document)
+    assert note in html.unescape(page.html(table))
     cells = {cell["target"]: cell for cell in json.loads(typesetting.to_json(table))["cells"]}
     assert cells["other"]["leaking"] == list(LEAKING) and cells["other"]["left_out"] == []
     assert cells["tiny"]["leaking"] == []
