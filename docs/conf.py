@@ -1,4 +1,4 @@
-"""How `make docs` builds these pages: Sphinx reads the Markdown as it is; a broken link is an error; it fetches nothing."""
+"""How `make docs` builds these pages: Sphinx reads the Markdown as it is, a broken link fails, nothing is fetched."""
 
 from __future__ import annotations
 
