@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metazoo.cli import analyze, compare, data, evaluate, leaderboard, plugins, train
+from metazoo.cli import analyze, bench, compare, data, evaluate, leaderboard, plugins, train
 from metazoo.errors import UserError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("compare")(compare.compare)
+app.command("bench")(bench.bench)
 app.command("new-algorithm")(plugins.new_algorithm)
 app.command("check")(plugins.check)
 app.add_typer(analyze.app, name="analyze", help="Figures from finished runs, each with the numbers behind it.")

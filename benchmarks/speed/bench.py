@@ -1,0 +1,180 @@
+"""Training and evaluation of a method timed beside the plain loop; what `metazoo bench` runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from metazoo import registry
+from metazoo.backbones import Conv4, Precision
+from metazoo.benchmarks.speed.meta_step import SHAPES, Shape, episodes_of, our_step
+from metazoo.benchmarks.speed.plain import SETTINGS, baseline
+from metazoo.episodes import Episodes
+from metazoo.errors import unknown
+from metazoo.hardware import peak_memory_mb
+
+Work = Literal["training", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one shape of episodes; what has no plain loop here has None in its place."""
+
+    method: str
+    shape: str
+    work: Work
+    precision: Precision
+    tasks_per_second: float
+    plain_tasks_per_second: float | None
+    ratio: float | None
+    """The plain loop's time over ours: median over the rounds, and its quartiles."""
+    ratio_quartiles: tuple[float, float] | None
+    peak_mb: float
+    """What one pass over the tasks adds to the process, or on a GPU to its allocator."""
+    plain_peak_mb: float | None
+    gflop_per_task: float | None
+    """Operations of the plain loop's convolutions and matrix products, multiplications and additions."""
+    share_of_peak: float | None
+    """These operations by our time, over the matrix product's rate (`matrix_gflops`)."""
+
+
+def shapes() -> dict[str, Shape]:
+    """The shapes of episodes by name, such as `miniimagenet-5w5s`."""
+    return {f"{shape.name}-{shape.ways}w{shape.shots}s": shape for shape in SHAPES}
+
+
+def shape_called(name: str) -> Shape:
+    """The shape of that name, or a UserError."""
+    if name not in shapes():
+        raise unknown("shape", name, shapes())
+    return shapes()[name]
+
+
+def measure(
+    method: str,
+    shape_name: str,
+    work: Work,
+    device: torch.device,
+    precision: Precision = "float32",
+    tasks: int = 2,
+    tasks_per_pass: int | None = None,
+    rounds: int = 5,
+) -> Measured:
+    """Time `rounds` rounds of both sides in alternation, after one that warms up.
+
+    On a CPU with one thread the clock is that thread's own, so that other work on the machine does not count.
+    """
+    arguments = method, shape_name, work, str(device), precision, tasks, tasks_per_pass
+    ours, theirs = sides(*arguments)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in range(rounds + 1):
+        pair = [("ours", ours), ("theirs", theirs)]
+        for name, side in pair if number % 2 else reversed(pair):
+            if side is not None:
+                seconds[name].append(_seconds(side, device))
+    seconds = {name: found[1:] for name, found in seconds.items()}
+    peaks = [_in_fresh_process(_peak_mb, side, *arguments) for side in ("ours", "theirs")]
+    our_rate = tasks / statistics.median(seconds["ours"])
+    if theirs is None:
+        return Measured(method, shape_name, work, precision, our_rate, None, None, None, peaks[0], None, None, None)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    with FlopCounterMode(display=False) as counter:
+        theirs()
+    gflop = counter.get_total_flops() / tasks / 1e9
+    return Measured(
+        method,
+        shape_name,
+        work,
+        precision,
+        our_rate,
+        tasks / statistics.median(seconds["theirs"]),
+        statistics.median(ratios),
+        (low, high),
+        peaks[0],
+        peaks[1],
+        gflop,
+        gflop * our_rate / matrix_gflops(device),
+    )
+
+
+def sides(
+    method: str,
+    shape_name: str,
+    work: Work,
+    device: str,
+    precision: Precision,
+    tasks: int,
+    tasks_per_pass: int | None,
+) -> tuple[Callable[[], None], Callable[[], None] | None]:
+    """Our work and the plain loop's, on the same episodes and from the same weights."""
+    shape, place = shape_called(shape_name), torch.device(device)
+    torch.manual_seed(0)
+    network = Conv4((shape.channels, shape.size, shape.size), shape.ways, Conv4.Settings(filters=shape.filters))
+    algorithm = registry.create(method, network, SETTINGS.get(method, {})).to(place)
+    plain_loop = baseline(method, algorithm)
+    network.compute_in(precision)
+    episodes = episodes_of(shape, tasks, place)
+    size = tasks_per_pass or (1 if place.type == "cpu" else tasks)
+
+    def predict(episodes: Episodes) -> None:
+        for chunk in episodes.chunks(size):
+            algorithm.predict(chunk)
+
+    if work == "evaluation":
+        return partial(predict, episodes), plain_loop and partial(plain_loop[1], episodes)
+    return partial(our_step, algorithm, episodes, size), plain_loop and partial(plain_loop[0], episodes)
+
+
+def matrix_gflops(device: torch.device, size: int = 1024) -> float:
+    """Billions of operations a second in the product of two float32 matrices: what the shares are shares of."""
+    left, right = torch.rand(2, size, size, device=device)
+    times = [_seconds(lambda: left @ right, device) for _ in range(9)]
+    return 2 * size**3 / statistics.median(times) / 1e9
+
+
+def copy_gigabytes(device: torch.device, size: int = 2**27) -> float:
+    """Gigabytes a second, read and written, in the copy of `size` bytes to memory that is there already."""
+    source = torch.rand(size // 4, device=device)
+    target = torch.rand_like(source)
+    return 2 * size / statistics.median(_seconds(lambda: target.copy_(source), device) for _ in range(9)) / 1e9
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def _peak_mb(side: str, *arguments: Any) -> float | None:
+    torch.set_num_threads(1)
+    work = sides(*arguments)[side == "theirs"]
+    if work is None:
+        return None
+    place = torch.device(arguments[3])
+    if place.type == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    held_mb = peak_memory_mb(place)
+    work()
+    return peak_memory_mb(place) - held_mb
+
+
+def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
