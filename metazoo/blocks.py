@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metazoo import native, patches
-from metazoo.convolution import channels_last, convolve, fold
+from metazoo.convolution import channels_last, convolve, fold, stacked
 
 
 def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -54,39 +54,44 @@ def block(
         beta = beta + (bias - bias)
     if patches.fit(maps, weight):
         return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side, dtype=dtype)
-    return _NormalisePool.apply(convolve(maps.to(dtype), weight.to(dtype), padding), gamma, beta, eps, slope, side)[0]
+    maps = convolve(maps.to(dtype), weight.to(dtype), padding)
+    function = _NormalisePoolStacked if stacked(maps, gamma, beta) else _NormalisePool
+    return function.apply(maps, gamma, beta, eps, slope, side)
 
 
 class _NormalisePool(torch.autograd.Function):
-    """`(y, code, mean, r)` of `(z, gamma, beta)`, all but y for the derivatives."""
+    """y of `(z, gamma, beta)`."""
 
     @staticmethod
-    def forward(
-        z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
         images, channels, height, width = z.shape
         pooled = images, channels, height // side, width // side
         y = torch.empty(pooled, dtype=z.dtype, memory_format=torch.channels_last)
         code = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
-        gamma, beta = gamma.contiguous(), beta.contiguous()
+        z, gamma, beta = channels_last(z), gamma.contiguous(), beta.contiguous()
         mean, r = torch.empty_like(gamma), torch.empty_like(gamma)
-        shape = native.shape_of(z, side)
-        native.run("normalise_pool", z.dtype, channels_last(z), gamma, beta, eps, slope, shape, y, code, mean, r)
-        return y, code, mean, r
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        z, gamma, _, _, ctx.slope, ctx.side = inputs
-        _, code, mean, r = output
-        ctx.mark_non_differentiable(code, mean, r)
+        native.run("normalise_pool", z.dtype, z, gamma, beta, eps, slope, native.shape_of(z, side), y, code, mean, r)
+        ctx.slope, ctx.side = slope, side
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, gamma, code, mean, r)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 6
         return *_Gradient.apply(dy, *ctx.saved_tensors, ctx.slope, ctx.side), None, None, None
+
+
+class _NormalisePoolStacked(torch.autograd.Function):
+    """The same under `torch.func.vmap`."""
+
+    @staticmethod
+    def forward(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
+        return _NormalisePool.apply(z, gamma, beta, eps, slope, side)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
 
     @staticmethod
     def vmap(
@@ -98,14 +103,12 @@ class _NormalisePool(torch.autograd.Function):
         eps: float,
         slope: float,
         side: int,
-    ) -> Any:
+    ) -> tuple[Tensor, int]:
         """The task axis folded into the channels, which is where the convolution leaves it."""
         tasks = info.batch_size
         of_z, of_gamma, of_beta = in_dims[:3]
         folded = fold(z, of_z, 1, tasks), fold(gamma, of_gamma, 0, tasks), fold(beta, of_beta, 0, tasks)
-        y, code, mean, r = _NormalisePool.apply(*folded, eps, slope, side)
-        maps = (tensor.unflatten(1, (tasks, -1)) for tensor in (y, code))
-        return (*maps, mean.view(tasks, -1), r.view(tasks, -1)), (1, 1, 0, 0)
+        return _NormalisePool.apply(*folded, eps, slope, side).unflatten(1, (tasks, -1)), 1
 
 
 class _Gradient(torch.autograd.Function):

@@ -22,7 +22,14 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
     It may run under `torch.func.vmap` while gradients are taken outside by autograd.
     """
+    if stacked(x, weight):
+        return _ConvolveStacked.apply(x, weight, padding)
     return _Convolve.apply(x, weight, padding, 1)
+
+
+def stacked(*tensors: Tensor) -> bool:
+    """Whether one of the tensors has a task axis that `torch.func.vmap` hides."""
+    return any(map(torch._C._functorch.is_batchedtensor, tensors))
 
 
 def channels_last(maps: Tensor) -> Tensor:
@@ -38,14 +45,11 @@ def fold(tensor: Tensor, dim: int | None, to: int, tasks: int) -> Tensor:
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
-        return torch.conv2d(channels_last(x), weight, None, 1, padding, 1, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, ctx.padding, ctx.groups = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
+        ctx.padding, ctx.groups = padding, groups
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
+        return torch.conv2d(channels_last(x), weight, None, 1, padding, 1, groups)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -54,14 +58,26 @@ class _Convolve(torch.autograd.Function):
         wanted = tuple(ctx.needs_input_grad[:2])
         return *_Gradient.apply(g, *ctx.saved_tensors, ctx.padding, ctx.groups, wanted), None, None
 
+
+class _ConvolveStacked(torch.autograd.Function):
+    """The same under `torch.func.vmap`.
+
+    A function of its own, because one that vmap takes has its arguments' names looked up at every call.
+    """
+
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, padding: int, groups: int
-    ) -> tuple[Tensor, int]:
+    def forward(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        return _Convolve.apply(x, weight, padding, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, int]:
         """The task axis folded into the channels: a group of them a task."""
         tasks = info.batch_size
         folded = fold(x, in_dims[0], 1, tasks), fold(weight, in_dims[1], 0, tasks)
-        return _Convolve.apply(*folded, padding, groups * tasks).unflatten(1, (tasks, -1)), 1
+        return _Convolve.apply(*folded, padding, tasks).unflatten(1, (tasks, -1)), 1
 
 
 class _Gradient(torch.autograd.Function):

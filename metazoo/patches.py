@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
 from metazoo import native
-from metazoo.convolution import channels_last
+from metazoo.convolution import channels_last, stacked
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def fit(images: Tensor, weight: Tensor) -> bool:
         not images.requires_grad
         and 3 * images.shape[-3] <= native.LANES
         and weight.shape[-2:] == (3, 3)
-        and not torch._C._functorch.is_batchedtensor(images)
-        and not torch._C._functorch.is_batchedtensor(weight)
+        and not stacked(images, weight)
     )
 
 
