@@ -101,7 +101,7 @@ def embeddings(
 @app.command()
 def trajectory(
     runs: Runs,
-    episodes: Annotated[int, typer.Option(help="Test episodes.")] = 100,
+    episodes: Annotated[int, typer.Option(help="Test episodes.")] = 50,
     steps: Annotated[int, typer.Option(help="Inner steps to follow, also beyond those trained.")] = 10,
     target: Target = None,
     rule: Selection = "best",
