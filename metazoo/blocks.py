@@ -52,10 +52,11 @@ def block(
     """
     if bias is not None:
         beta = beta + (bias - bias)
-    if patches.fit(maps, weight):
+    together = stacked(maps, weight, gamma, beta)
+    if patches.fit(maps, weight) and not together:
         return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side, dtype=dtype)
     maps = convolve(maps.to(dtype), weight.to(dtype), padding)
-    function = _NormalisePoolStacked if stacked(maps, gamma, beta) else _NormalisePool
+    function = _NormalisePoolStacked if together else _NormalisePool
     return function.apply(maps, gamma, beta, eps, slope, side)
 
 
@@ -68,12 +69,12 @@ class _NormalisePool(torch.autograd.Function):
         pooled = images, channels, height // side, width // side
         y = torch.empty(pooled, dtype=z.dtype, memory_format=torch.channels_last)
         code = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
-        z, gamma, beta = channels_last(z), gamma.contiguous(), beta.contiguous()
-        mean, r = torch.empty_like(gamma), torch.empty_like(gamma)
-        native.run("normalise_pool", z.dtype, z, gamma, beta, eps, slope, native.shape_of(z, side), y, code, mean, r)
+        given = channels_last(z), gamma.contiguous(), beta.contiguous()
+        mean, r = torch.empty_like(given[1]), torch.empty_like(given[1])
+        native.run("normalise_pool", z.dtype, *given, eps, slope, native.shape_of(z, side), y, code, mean, r)
         ctx.slope, ctx.side = slope, side
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, gamma, code, mean, r)
+        ctx.save_for_backward(z, gamma, code, mean, r)  # as given: second derivatives go where they came from
         return y
 
     @staticmethod

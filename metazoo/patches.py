@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
 from metazoo import native
-from metazoo.convolution import channels_last, stacked
+from metazoo.convolution import channels_last
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,8 @@ class Patches:
 
 
 def fit(images: Tensor, weight: Tensor) -> bool:
-    """Whether `block` can be used: for constant images of few channels, outside of `torch.func.vmap`."""
-    return (
-        not images.requires_grad
-        and 3 * images.shape[-3] <= native.LANES
-        and weight.shape[-2:] == (3, 3)
-        and not stacked(images, weight)
-    )
+    """Whether `block` can be used: for constant images of few channels."""
+    return not images.requires_grad and 3 * images.shape[-3] <= native.LANES and weight.shape[-2:] == (3, 3)
 
 
 def block(
@@ -65,7 +60,10 @@ def block(
     side: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `metazoo.blocks.block`, without a bias and without a gradient at the images; of derivatives of every order."""
+    """As `metazoo.blocks.block`, without a bias and a gradient at the images and outside of `torch.func.vmap`.
+
+    It has derivatives of every order.
+    """
     patches = patches_of(images, padding)
     filters = weight.permute(0, 2, 3, 1).flatten(1).double()
     mean = filters @ patches.mean
