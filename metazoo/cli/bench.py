@@ -67,8 +67,8 @@ def bench(
                 found = speed.measure(name, kind, work, place, precision, tasks, tasks_per_pass, rounds)
                 record["measured"].append(asdict(found))
                 print(_line(found), flush=True)
-    if json_file:
-        write_text(json_file, json.dumps(record, indent=1) + "\n")
+                if json_file:
+                    write_text(json_file, json.dumps(record, indent=1) + "\n")
 
 
 def _line(found: object) -> str:
