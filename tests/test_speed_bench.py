@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,10 +60,17 @@ def test_an_unknown_shape_is_named() -> None:
     assert isinstance(result.exception, UserError) and "miniimagenet-5w5s" in str(result.exception)
 
 
-def test_operations_are_counted_by_hand() -> None:
-    """One 3x3 convolution's forward pass, as the counter of the plain loop's operations has it."""
-    shape = replace(TINY, filters=16)
-    assert bench.shape_called("omniglot-5w1s").filters == 64 and shape.filters == 16
-    with bench.FlopCounterMode(display=False) as counter:
+@pytest.mark.parametrize("name", sorted(plain.SETTINGS))
+def test_operations_of_every_plain_loop_can_be_counted(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(bench, "SHAPES", (TINY,))
+    _, theirs = bench.sides(name, "tiny-3w1s", "training", "cpu", "float32", 1, None)
+    assert theirs is not None
+    with bench.Operations() as counter:
+        theirs()
+    assert counter.total > 0
+
+
+def test_operations_of_one_convolution() -> None:
+    with bench.Operations() as counter:
         torch.nn.functional.conv2d(torch.rand(2, 3, 8, 8), torch.rand(16, 3, 3, 3), padding=1)
-    assert counter.get_total_flops() == 2 * 2 * 8 * 8 * 16 * 3 * 9
+    assert counter.total == 2 * 2 * 8 * 8 * 16 * 3 * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import statistics
 import time
@@ -12,14 +13,15 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from metazoo import registry
 from metazoo.backbones import Conv4, Precision
 from metazoo.benchmarks.speed.meta_step import SHAPES, Shape, episodes_of, our_step
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.episodes import Episodes
-from metazoo.errors import unknown
+from metazoo.errors import UserError, unknown
 from metazoo.hardware import peak_memory_mb
 
 Work = Literal["training", "evaluation"]
@@ -88,9 +90,9 @@ def measure(
         return Measured(method, shape_name, work, precision, our_rate, None, None, None, peaks[0], None, None, None)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         theirs()
-    gflop = counter.get_total_flops() / tasks / 1e9
+    gflop = counter.total / tasks / 1e9
     return Measured(
         method,
         shape_name,
@@ -105,6 +107,21 @@ def measure(
         gflop,
         gflop * our_rate / matrix_gflops(device),
     )
+
+
+class Operations(TorchDispatchMode):
+    """Counts the multiplications and additions of convolutions and matrix products while it is entered.
+
+    torch's own `FlopCounterMode` counts alike, but cannot stand `autograd.grad` at tensors that are not leaves.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        outputs = function(*arguments, **(options or {}))
+        if function._overloadpacket in flop_registry:
+            self.total += flop_registry[function._overloadpacket](*arguments, **(options or {}), out_val=outputs)
+        return outputs
 
 
 def sides(
@@ -147,6 +164,16 @@ def copy_gigabytes(device: torch.device, size: int = 2**27) -> float:
     source = torch.rand(size // 4, device=device)
     target = torch.rand_like(source)
     return 2 * size / statistics.median(_seconds(lambda: target.copy_(source), device) for _ in range(9)) / 1e9
+
+
+def keep_freed_memory() -> None:
+    """Have glibc ask the system for no page twice: by default it hands large blocks back as soon as they are freed."""
+    no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        raise UserError("This system's C library is not glibc, so it cannot be told to keep freed memory.")
+    library.mallopt(no_mapping, 0)
+    library.mallopt(no_trimming, 2**31 - 1)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

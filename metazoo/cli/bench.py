@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ def bench(
     tasks_per_pass: TasksPerPass = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which both sides alternate.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice by default.")] = None,
+    keep_freed_memory: Annotated[
+        bool, typer.Option("--keep-freed-memory", help="Let the C library (glibc) keep freed memory, for both sides.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was measured to this file.")] = None,
     plugin: PluginFiles = None,
 ) -> None:
@@ -51,12 +54,20 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     place = hardware.choose(device)
-    record = {
+    if keep_freed_memory:
+        speed.keep_freed_memory()
+    record: dict[str, Any] = {
         "hardware": hardware.describe(place),
         "versions": hardware.versions(),
         "matrix_gflops": speed.matrix_gflops(place),
         "copy_gigabytes_per_second": speed.copy_gigabytes(place),
-        "arguments": {"tasks": tasks, "tasks_per_pass": tasks_per_pass, "rounds": rounds, "threads": threads},
+        "arguments": {
+            "tasks": tasks,
+            "tasks_per_pass": tasks_per_pass,
+            "rounds": rounds,
+            "threads": threads,
+            "keep_freed_memory": keep_freed_memory,
+        },
         "measured": [],
     }
     print(f"{record['hardware']}; matrix product {record['matrix_gflops']:.0f} Gflop/s (float32)")
@@ -71,10 +82,7 @@ def bench(
                     write_text(json_file, json.dumps(record, indent=1) + "\n")
 
 
-def _line(found: object) -> str:
-    from typing import Any
-
-    row: Any = found
+def _line(row: Any) -> str:
     line = f"{row.method:10}{row.shape:20}{row.work:14}{row.tasks_per_second:10.2f}"
     if row.ratio is None:
         return f"{line}{'':42}{row.peak_mb:7.0f}"
