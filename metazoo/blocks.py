@@ -24,7 +24,7 @@ def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
         and weight.shape[-4] % native.LANES == 0
         and maps.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and native.kernels(dtype) is not None
+        and native.usable(dtype)
     )
 
 

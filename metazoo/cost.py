@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from metazoo import backbones
+from metazoo import backbones, native
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
@@ -53,9 +53,10 @@ def measure(
 ) -> Cost:
     """Count what one task costs, by running one on RGB noise.
 
-    Raises Incompatible where the method cannot work on the backbone.
+    What is counted is the arithmetic of the network as it is written down: what this machine's kernels save is their
+    own. Raises Incompatible where the method cannot work on the backbone.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), native.set_aside():
         torch.manual_seed(0)
         network = backbones.create(backbone or Conv4.Settings(), (3, size, size), ways)
         algorithm = method(network, settings)

@@ -13,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,25 @@ def run(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
     found = kernels(dtype)
     assert found is not None, f"there are no kernels for {dtype}"
     found(name, *arguments)
+
+
+_set_aside = False
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """While the block runs, the modules compute with torch's operations, as they do where there is no compiler."""
+    global _set_aside
+    before, _set_aside = _set_aside, True
+    try:
+        yield
+    finally:
+        _set_aside = before
+
+
+def usable(dtype: torch.dtype) -> bool:
+    """Whether the kernels for maps of a type are there and not set aside."""
+    return not _set_aside and kernels(dtype) is not None
 
 
 @functools.cache

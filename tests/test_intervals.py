@@ -117,7 +117,7 @@ def test_functions_have_no_classes(records):
         tested.population("classes", record)
 
 
-def test_the_command_prints_the_interval_asked_for(tmp_path, monkeypatch, few_classes):
+def test_the_command_prints_the_interval_asked_for(suite, tmp_path, monkeypatch, few_classes):
     monkeypatch.chdir(tmp_path)
     shown = [str(GOLDEN / "suite.yaml"), "--show", "--records", str(GOLDEN / "records.jsonl")]
     assert "over trainings and episodes" in " ".join(invoke(*shown, "--interval", "trainings").output.split())
