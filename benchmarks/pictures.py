@@ -40,7 +40,7 @@ class Shot:
 
 SHOTS = (
     Shot("leaderboard_page", "", 1180, 1040),
-    Shot("leaderboard_card", "cell-9-1", 1180, 900),
+    Shot("leaderboard_card", "cell-10-1", 1180, 900),
     Shot("leaderboard_cost", "", 1180, 600, "#cost"),
     Shot("leaderboard_phone", "", 390, 760),
 )

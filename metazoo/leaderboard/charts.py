@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 POINTS = 200
 """A curve of more epochs is drawn through this many of them."""
 
-_LETTER, _LINE = 5.6, 11.0
+_LETTER, _LINE = 6.2, 11.0
 """Width of a letter and height of a line of the charts' labels, roughly."""
 
 
