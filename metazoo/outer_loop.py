@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from contextlib import closing
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from metazoo.placement import Placement
 from metazoo.prefetching import batches
 from metazoo.progress import Reporter, Stage
 from metazoo.run import Run, Summary
+from metazoo.stopping import Stopped, StopRequest
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written this often inside an epoch; at an epoch's end there always is one."""
@@ -45,36 +43,6 @@ def outer_lr(settings: TrainingSettings, epoch: int) -> float:
         return settings.outer_lr * settings.decay ** sum(milestone <= epoch for milestone in settings.milestones)
     turn = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
     return settings.min_outer_lr + (settings.outer_lr - settings.min_outer_lr) * turn
-
-
-class Stopped(Exception):
-    """Leaves the loops when a stop was requested."""
-
-
-class StopRequest:
-    """Whether SIGINT or SIGTERM asked to stop while the block ran; a second signal interrupts at once.
-
-    Outside the main thread signals cannot be caught, and nothing is ever requested.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopRequest:
-        self._before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class Trainer:

@@ -13,10 +13,11 @@ from metazoo import hardware
 from metazoo.config import RunConfig, code_version, identity, resolve, run_name
 from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
-from metazoo.outer_loop import Stopped, StopRequest, Trainer
+from metazoo.outer_loop import Trainer
 from metazoo.placement import known_placement
 from metazoo.progress import Reporter
 from metazoo.run import Provenance, Run, now
+from metazoo.stopping import Stopped, StopRequest
 
 
 class Interrupted(KeyboardInterrupt):
