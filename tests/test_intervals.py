@@ -11,7 +11,7 @@ from test_leaderboard import FAR, GOLDEN, IDENTITIES, NEAR, board, changed, gold
 from tiny import SETS, install
 
 from metazoo.data.packing import pack
-from metazoo.domains import open_domain
+from metazoo.domains import ImageDomain, open_domain
 from metazoo.episodes import EpisodeSampler
 from metazoo.errors import UserError
 from metazoo.leaderboard import tested, typesetting
@@ -94,7 +94,7 @@ def test_the_spread_of_training_is_less_than_that_of_the_seeds(suite, records):
 def test_the_classes_of_a_record_are_those_its_episodes_drew(tmp_path: Path, records):
     install()
     pack(SETS["tiny"], home=tmp_path)
-    domain = open_domain("tiny", None, tmp_path)
+    domain = ImageDomain.open("tiny", None, tmp_path)
     config = {**records[0].config, "size": 12, "ways": 3, "shots": 1, "queries": 2}
     data = {"target": domain.identity}
     record = records[0].model_copy(
