@@ -61,9 +61,9 @@ def measure(
         network = backbones.create(backbone or Conv4.Settings(), (3, size, size), ways)
         algorithm = method(network, settings)
         episodes = _noise(ways, shots, queries, size)
-        with _passes(algorithm.backbone.body) as passes, _Arithmetic() as training:
+        with _passes(algorithm.backbone.body) as passes, Arithmetic() as training:
             algorithm.learn(episodes).losses.sum().backward()
-        with _Arithmetic() as test:
+        with Arithmetic() as test:
             algorithm.predict(episodes)
     learned = sum(parameter.numel() for parameter in algorithm.parameters() if parameter.requires_grad)
     own = sum(parameter.numel() for parameter in algorithm.own_parameters())
@@ -77,8 +77,11 @@ def measure(
     )
 
 
-class _Arithmetic(TorchDispatchMode):
-    """Counts the multiplications and additions of convolutions and matrix products, by torch's own formulas."""
+class Arithmetic(TorchDispatchMode):
+    """Counts the multiplications and additions of convolutions and matrix products while it is entered.
+
+    The formulas are torch's. Its own `FlopCounterMode` cannot stand `autograd.grad` at tensors that are not leaves.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from metazoo import registry
 from metazoo.backbones import Conv4
-from metazoo.benchmarks.speed import bench, meta_step, plain
-from metazoo.benchmarks.speed.meta_step import Shape
+from metazoo.benchmarks.speed import bench, plain
+from metazoo.benchmarks.speed.shapes import Shape
 from metazoo.cli import app
+from metazoo.cost import Arithmetic
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
 from metazoo.testing import tiny_episodes
@@ -33,7 +34,7 @@ def test_the_plain_loop_gives_the_methods_own_meta_gradient(name: str) -> None:
     holder.double()
     episodes: Episodes = tiny_episodes(2)
     loops[0](episodes)
-    meta_step.our_step(algorithm, episodes, 1)
+    bench.our_step(algorithm, episodes, 1)
     theirs = {parameter.grad.norm().item() for parameter in holder.parameters() if parameter.grad is not None}
     ours = {parameter.grad.norm().item() for parameter in algorithm.parameters() if parameter.grad is not None}
     torch.testing.assert_close(sorted(ours), sorted(theirs), atol=1e-10, rtol=1e-8)
@@ -65,12 +66,12 @@ def test_operations_of_every_plain_loop_can_be_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(bench, "SHAPES", (TINY,))
     _, theirs = bench.sides(name, "tiny-3w1s", "training", "cpu", "float32", 1, None)
     assert theirs is not None
-    with bench.Operations() as counter:
+    with Arithmetic() as counted:
         theirs()
-    assert counter.total > 0
+    assert counted.flop > 0
 
 
 def test_operations_of_one_convolution() -> None:
-    with bench.Operations() as counter:
+    with Arithmetic() as counted:
         torch.nn.functional.conv2d(torch.rand(2, 3, 8, 8), torch.rand(16, 3, 3, 3), padding=1)
-    assert counter.total == 2 * 2 * 8 * 8 * 16 * 3 * 9
+    assert counted.flop == 2 * 2 * 8 * 8 * 16 * 3 * 9

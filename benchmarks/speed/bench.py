@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from metazoo import registry
+from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4, Precision
-from metazoo.benchmarks.speed.meta_step import SHAPES, Shape, episodes_of, our_step
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
+from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
+from metazoo.cost import Arithmetic
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError, unknown
 from metazoo.hardware import peak_memory_mb
@@ -90,9 +90,9 @@ def measure(
         return Measured(method, shape_name, work, precision, our_rate, None, None, None, peaks[0], None, None, None)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    with Operations() as counter:
+    with Arithmetic() as counted:
         theirs()
-    gflop = counter.total / tasks / 1e9
+    gflop = counted.flop / tasks / 1e9
     return Measured(
         method,
         shape_name,
@@ -109,19 +109,10 @@ def measure(
     )
 
 
-class Operations(TorchDispatchMode):
-    """Counts the multiplications and additions of convolutions and matrix products while it is entered.
-
-    torch's own `FlopCounterMode` counts alike, but cannot stand `autograd.grad` at tensors that are not leaves.
-    """
-
-    total = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        outputs = function(*arguments, **(options or {}))
-        if function._overloadpacket in flop_registry:
-            self.total += flop_registry[function._overloadpacket](*arguments, **(options or {}), out_val=outputs)
-        return outputs
+def our_step(algorithm: Algorithm, episodes: Episodes, tasks_per_pass: int) -> None:
+    """The same meta-gradient by the stacked learner."""
+    for chunk in episodes.chunks(tasks_per_pass):
+        (algorithm.learn(chunk).losses.sum() / len(episodes)).backward()
 
 
 def sides(

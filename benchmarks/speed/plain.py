@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metazoo.algorithm import Algorithm
-from metazoo.benchmarks.speed.meta_step import LR, STEPS, learn2learn_step, plain
+from metazoo.backbones import Backbone
 from metazoo.episodes import Episodes
 from metazoo.learner import learn2learn
+
+STEPS, LR = 5, 0.01
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # learn2learn's wrapper adapts every parameter of a module.
@@ -31,12 +33,31 @@ Step = Callable[[Episodes], None]
 def baseline(name: str, algorithm: Algorithm) -> tuple[Step, Step] | None:
     """A meta-step and an evaluation by the plain loop, from the same weights; None for a method that has none here."""
     if name == "maml":
-        maml = learn2learn.algorithms.MAML(plain(algorithm.backbone), lr=LR)
-        return lambda episodes: learn2learn_step(maml, episodes), lambda episodes: maml_predict(maml, episodes)
+        maml = learn2learn.algorithms.MAML(with_torch_modules(algorithm.backbone), lr=LR)
+        return lambda episodes: maml_step(maml, episodes), lambda episodes: maml_predict(maml, episodes)
     if name == "cxgrad":
         model = CxGrad(algorithm)
         return lambda episodes: cxgrad_step(model, episodes), lambda episodes: cxgrad_predict(model, episodes)
     return None
+
+
+def with_torch_modules(network: Backbone) -> nn.Module:
+    """The same network with the same weights, written with torch's own modules."""
+    body = nn.Sequential()
+    for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+        norm = nn.BatchNorm2d(conv.out_channels, track_running_stats=False)
+        body.extend([copy.deepcopy(conv), norm, nn.LeakyReLU(), nn.MaxPool2d(2)])
+    return nn.Sequential(body, nn.Flatten(), copy.deepcopy(network.head))
+
+
+def maml_step(maml: Any, episodes: Episodes) -> None:
+    """learn2learn's published loop over the tasks of a meta-batch, one clone a task, gradients accumulated."""
+    for task in range(len(episodes)):
+        clone = maml.clone()
+        for _ in range(STEPS):
+            clone.adapt(F.cross_entropy(clone(episodes.support_x[task]), episodes.support_y[task]))
+        loss = F.cross_entropy(clone(episodes.query_x[task]), episodes.query_y[task])
+        (loss / len(episodes)).backward()
 
 
 def maml_predict(maml: Any, episodes: Episodes) -> None:
@@ -54,7 +75,7 @@ class CxGrad(nn.Module):
 
     def __init__(self, algorithm: Any):
         super().__init__()
-        self.network = plain(algorithm.backbone)
+        self.network = with_torch_modules(algorithm.backbone)
         self.scaler = copy.deepcopy(algorithm.scaler)
         self.context_size = algorithm.settings.context_size
         self.context_lr = algorithm.settings.context_lr
