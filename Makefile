@@ -73,7 +73,7 @@ $(READY):
 	echo "1/3 build tools"; \
 	$(PIP) "pip>=23.1" cython "setuptools>=70" wheel $(SHOWN); \
 	echo "2/3 torch, metazoo and what they need: about 3 GB to download the first time, 6 GB on disk; the largest:"; \
-	$(PIP) -e ".[dev,docs]" $(SHOWN); \
+	$(PIP) -e ".[dev,docs,figures]" $(SHOWN); \
 	echo "3/3 learn2learn, compiled here"; \
 	$(PIP) --no-deps --use-pep517 --config-settings=--global-option=build_ext learn2learn==0.2.0 $(SHOWN); \
 	$(BIN)/python -W ignore -c "import torch, torchvision, learn2learn" 2> .venv/import.log || { cat .venv/import.log >&2; exit 1; }; \

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = ("metazoo", "algorithms", "benchmarks")
 HEAVY = ("torch", "torchvision", "learn2learn", "scipy", "pandas", "matplotlib")
-MODULE_OF = {"pyyaml": "yaml", "pillow": "PIL"}
+MODULE_OF = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}
 FOR_LEARN2LEARN = {"gym", "requests", "torchvision", "tqdm"}
 FOR_TORCH_LOGS = {"tensorboard"}
 
@@ -69,6 +69,11 @@ def test_wheel_installs_nothing_beside_metazoo(wheel_names: set[str]) -> None:
     assert {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name} == {"metazoo"}
 
 
+def modules_of(requirements: str) -> set[str]:
+    names = re.findall(r"^[\w-]+", requirements.strip(), re.MULTILINE)
+    return {MODULE_OF.get(name, name) for name in names}
+
+
 def test_requirements_are_what_the_code_imports() -> None:
     imported: set[str] = set()
     for file in (file for part in PARTS for file in (ROOT / part).rglob("*.py")):
@@ -78,9 +83,10 @@ def test_requirements_are_what_the_code_imports() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
     third_party = imported - sys.stdlib_module_names - {"metazoo", "learn2learn"}
-    names = re.findall(r"^[\w-]+", declared()["options"]["install_requires"].strip(), re.MULTILINE)
-    modules = {MODULE_OF.get(name, name) for name in names}
-    assert sorted(third_party - modules) == [], "imported but not in setup.cfg's install_requires"
+    modules = modules_of(declared()["options"]["install_requires"])
+    extras = modules_of(declared()["options.extras_require"]["figures"])
+    assert sorted(third_party - modules - extras) == [], "imported but not in setup.cfg's install_requires"
+    assert extras <= third_party - modules
     unused = modules - third_party - FOR_LEARN2LEARN - FOR_TORCH_LOGS
     assert sorted(unused) == [], "in setup.cfg's install_requires but never imported"
 
