@@ -38,6 +38,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def cache_folder() -> Path:
+    """Where what can be made anew is kept for the next process: `~/.cache/metazoo`, or under XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metazoo"
+
+
 def sha256_of(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
     """The SHA-256 of a file's contents, in hex; `advance` is told how many bytes more were hashed."""
     digest = hashlib.sha256()

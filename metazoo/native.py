@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo.files import replacing
+from metazoo.files import cache_folder, replacing
 
 LANES = 16
 """Channels that a kernel takes at a time: their number must be a multiple of it."""
@@ -115,7 +115,7 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
 def _kernels(compiler: str, flags: tuple[str, ...]) -> Kernels:
     """Those compiled with `flags`, from the cache if they are there and whole."""
     key = hashlib.sha256("\0".join([_SOURCE.read_text(), compiler, *flags, _processor()]).encode()).hexdigest()[:16]
-    cached = _cache() / f"native-{key}.so"
+    cached = cache_folder() / f"native-{key}.so"
     if cached.exists():
         try:
             return Kernels(cached)
@@ -132,10 +132,6 @@ def _kernels(compiler: str, flags: tuple[str, ...]) -> Kernels:
         except OSError:
             pass  # no room or no right to write: the next process compiles again
         return compiled
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metazoo"
 
 
 def _processor() -> str:
