@@ -1,7 +1,7 @@
 """One block of Conv4 in few passes over memory: convolution; then batch norm, max-pool and activation as one function.
 
 The derivation of batch norm's first and second derivative is in `metazoo.normalisation`; pooling and activation only
-choose and scale single values, which `native.c` remembers as one byte a window.
+choose and scale single values, which `kernels/blocks.c` remembers as one byte a window.
 """
 
 from __future__ import annotations

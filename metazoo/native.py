@@ -1,4 +1,4 @@
-"""The kernels of `native.c`: compiled once by the machine's own C compiler, cached, and called on tensors.
+"""The kernels, in C: compiled once by the machine's own C compiler, cached, and called on tensors.
 
 Without a compiler there are none, and the modules fall back on torch's operations. `METAZOO_NATIVE=off` asks for that.
 """
@@ -26,7 +26,7 @@ from metazoo.files import cache_folder, replacing
 LANES = 16
 """Channels that a kernel takes at a time: their number must be a multiple of it."""
 
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
 _TYPES = {
     torch.float32: ("-DREAL=float", "-DINTEGER=int32_t"),
     torch.float64: ("-DREAL=double", "-DINTEGER=int64_t"),
@@ -55,7 +55,7 @@ def shape_of(maps: Tensor, side: int) -> Shape:
 
 
 class Kernels:
-    """The functions of `native.c` for one type of map; tensors are passed as they lie in memory."""
+    """The functions of `kernels/` for one type of map; tensors are passed as they lie in memory."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
@@ -114,7 +114,8 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
 
 def _kernels(compiler: str, flags: tuple[str, ...]) -> Kernels:
     """Those compiled with `flags`, from the cache if they are there and whole."""
-    key = hashlib.sha256("\0".join([_SOURCE.read_text(), compiler, *flags, _processor()]).encode()).hexdigest()[:16]
+    text = "\0".join([*(source.read_text() for source in _SOURCES), compiler, *flags, _processor()])
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
     cached = cache_folder() / f"native-{key}.so"
     if cached.exists():
         try:
@@ -123,7 +124,8 @@ def _kernels(compiler: str, flags: tuple[str, ...]) -> Kernels:
             pass  # damaged: compile anew
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder, "native.so")
-        command = [compiler, *flags, "-o", str(fresh), str(_SOURCE), "-lm"]
+        written = [str(source) for source in _SOURCES if source.suffix == ".c"]
+        command = [compiler, *flags, "-o", str(fresh), *written, "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         compiled = Kernels(fresh)
         try:
