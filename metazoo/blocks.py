@@ -1,30 +1,33 @@
 """One block of Conv4 in few passes over memory: convolution; then batch norm, max-pool and activation as one function.
 
-The derivation of batch norm's first and second derivative is in `metazoo.normalisation`; pooling and activation only
-choose and scale single values, which `kernels/blocks.c` remembers as one byte a window.
+On a CPU that function computes by kernels in C. On a GPU it computes by torch's operations, compiled or as they are,
+unless torch's own modules are faster there: a trial decides (`metazoo.trials`). The environment variable
+`METAZOO_BLOCK` fixes one of the three, on any device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from metazoo import native, patches
-from metazoo.convolution import channels_last, convolve, fold, stacked
+from metazoo import compiled, native, patches, trials
+from metazoo.convolution import convolve, stacked, tasks_first
+from metazoo.fused import COMPILED, EAGER, KERNELS, NormalisePool, Passes
 
 
 def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `block` can be used with maps kept in `dtype`: on a CPU, with a C compiler, for filters in sixteens."""
+    """Whether `block` can be used with maps kept in `dtype`; on a CPU if there are kernels, for filters in sixteens."""
     return (
-        maps.device.type == "cpu"
-        and maps.dtype in (weight.dtype, dtype)
+        maps.dtype in (weight.dtype, dtype)
         and (dtype == weight.dtype or (dtype, weight.dtype) == (torch.bfloat16, torch.float32))
-        and weight.shape[-4] % native.LANES == 0
         and maps.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and native.usable(dtype)
+        and not torch.is_autocast_enabled(maps.device.type)
+        and (not _on_kernels(maps) or (weight.shape[-4] % native.LANES == 0 and native.usable(dtype)))
     )
 
 
@@ -43,53 +46,82 @@ def block(
 ) -> Tensor:
     """Convolution, batch norm by the batch's statistics, max-pool over `side` x `side` pixels, (leaky) ReLU.
 
-    Maps `[n, C, H, W]` become `[n, F, H / side, W / side]`, channels last in memory; `side` is 1 or 2. Equals torch's
-    modules in numbers, gradients and second derivatives, ties of the max-pool included; the bias has a gradient of
-    exactly zero, because batch norm takes it away again. It may run under `torch.func.vmap` while gradients are taken
-    outside by autograd. A third derivative raises RuntimeError.
+    Maps `[n, C, H, W]` become `[n, F, H / side, W / side]`, on a CPU channels last in memory; `side` is 1 or 2. Equals
+    torch's modules in numbers, gradients and second derivatives, ties of the max-pool included; the bias has a gradient
+    of exactly zero, because batch norm takes it away again. It may run under `torch.func.vmap` while gradients are
+    taken outside by autograd. A third derivative raises RuntimeError.
 
     With dtype bfloat16, convolutions multiply in it and maps are kept in it; statistics, scale and shift stay float32.
     """
     if bias is not None:
         beta = beta + (bias - bias)
     together = stacked(maps, weight, gamma, beta)
-    if patches.fit(maps, weight) and not together:
+    if _on_kernels(maps) and patches.fit(maps, weight) and not together:
         return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side, dtype=dtype)
     maps = convolve(maps.to(dtype), weight.to(dtype), padding)
-    function = _NormalisePoolStacked if together else _NormalisePool
-    return function.apply(maps, gamma, beta, eps, slope, side)
+    if together:
+        return _NormalisePoolStacked.apply(maps, gamma, beta, eps, slope, side)
+    return _normalise_pool(maps, gamma, beta, eps, slope, side)
 
 
-class _NormalisePool(torch.autograd.Function):
-    """y of `(z, gamma, beta)`."""
+def _on_kernels(maps: Tensor) -> bool:
+    """Whether it is kernels in C that compute."""
+    return maps.device.type == "cpu" and trials.asked_for("block", WAYS) is None
 
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
-        images, channels, height, width = z.shape
-        pooled = images, channels, height // side, width // side
-        y = torch.empty(pooled, dtype=z.dtype, memory_format=torch.channels_last)
-        code = torch.empty(pooled, dtype=torch.uint8, memory_format=torch.channels_last)
-        given = channels_last(z), gamma.contiguous(), beta.contiguous()
-        mean, r = torch.empty_like(given[1]), torch.empty_like(given[1])
-        native.run("normalise_pool", z.dtype, *given, eps, slope, native.shape_of(z, side), y, code, mean, r)
-        ctx.slope, ctx.side = slope, side
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, gamma, code, mean, r)  # as given: second derivatives go where they came from
-        return y
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return (None,) * 6
-        return *_Gradient.apply(dy, *ctx.saved_tensors, ctx.slope, ctx.side), None, None, None
+def _normalise_pool(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
+    """y `[..., n, C, h, w]` of maps `[..., n, C, H, W]` and `[..., C]`, where `...` is nothing or a task axis."""
+    if not _on_kernels(z):
+        return WAYS[_way(z, gamma, beta, eps, slope, side)](z, gamma, beta, eps, slope, side)
+    if z.dim() == 4:
+        return NormalisePool.apply(z, gamma, beta, eps, slope, side, KERNELS)
+    maps = NormalisePool.apply(_folded(z), gamma.flatten(), beta.flatten(), eps, slope, side, KERNELS)
+    return _unfolded(maps, len(z))
+
+
+def _way(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> str:
+    """Which of `WAYS` to go for maps of these shapes: as asked, or whichever is fastest with its derivatives."""
+    if asked := trials.asked_for("block", WAYS):
+        return asked
+    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (z, gamma, beta))
+
+    def work(way: Callable[..., Tensor]) -> None:
+        inputs = [tensor.detach().requires_grad_(graph) for tensor in (z, gamma, beta)]
+        y = way(*inputs, eps, slope, side)
+        if graph:
+            first = torch.autograd.grad(y, inputs, torch.ones_like(y).requires_grad_(), create_graph=True)
+            torch.autograd.grad(first, inputs[:2], [torch.ones_like(gradient) for gradient in first])
+
+    possible = {name: way for name, way in WAYS.items() if name != "compiled" or compiled.available(z.device)}
+    facts = str(z.dtype), *map(trials.layout, (z, gamma)), side, slope, "with derivatives" if graph else "alone"
+    return trials.choose("block", facts, {n: partial(work, w) for n, w in possible.items()}, "modules", z.device)
+
+
+def _modules(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
+    """What torch's own modules do, one by one."""
+    maps = _folded(z) if z.dim() == 5 else z
+    scale, shift = gamma.flatten(), beta.flatten()
+    maps = torch.batch_norm(maps.to(gamma.dtype), scale, shift, None, None, True, 0.0, eps, True)
+    maps = F.max_pool2d(maps, side) if side > 1 else maps
+    maps = (F.leaky_relu(maps, slope) if slope else F.relu(maps)).to(z.dtype)
+    return _unfolded(maps, len(z)) if z.dim() == 5 else maps
+
+
+def _folded(maps: Tensor) -> Tensor:
+    """The task axis folded into the channels, which is where a grouped convolution leaves it."""
+    return maps.transpose(0, 1).flatten(1, 2)
+
+
+def _unfolded(maps: Tensor, tasks: int) -> Tensor:
+    return maps.unflatten(1, (tasks, -1)).transpose(0, 1)
 
 
 class _NormalisePoolStacked(torch.autograd.Function):
-    """The same under `torch.func.vmap`."""
+    """`_normalise_pool` under `torch.func.vmap`."""
 
     @staticmethod
     def forward(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
-        return _NormalisePool.apply(z, gamma, beta, eps, slope, side)
+        return _normalise_pool(z, gamma, beta, eps, slope, side)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
@@ -105,62 +137,19 @@ class _NormalisePoolStacked(torch.autograd.Function):
         slope: float,
         side: int,
     ) -> tuple[Tensor, int]:
-        """The task axis folded into the channels, which is where the convolution leaves it."""
-        tasks = info.batch_size
-        of_z, of_gamma, of_beta = in_dims[:3]
-        folded = fold(z, of_z, 1, tasks), fold(gamma, of_gamma, 0, tasks), fold(beta, of_beta, 0, tasks)
-        return _NormalisePool.apply(*folded, eps, slope, side).unflatten(1, (tasks, -1)), 1
+        z, gamma, beta = (
+            tasks_first(t, dim, info.batch_size) for t, dim in zip((z, gamma, beta), in_dims, strict=False)
+        )
+        return _normalise_pool(z, gamma, beta, eps, slope, side), 0
 
 
-class _Gradient(torch.autograd.Function):
-    """`(dz, dgamma, dbeta)` of `(dy, z, gamma)`, where code, mean and r count as functions of z."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, dy: Tensor, z: Tensor, gamma: Tensor, code: Tensor, mean: Tensor, r: Tensor, slope: float, side: int
-    ) -> tuple[Tensor, ...]:
-        dy, z, gamma = channels_last(dy), channels_last(z), gamma.contiguous()
-        dz, dgamma, dbeta = torch.empty_like(z), torch.empty_like(gamma), torch.empty_like(gamma)
-        shape = native.shape_of(z, side)
-        native.run("normalise_pool_backward", z.dtype, dy, z, code, gamma, mean, r, slope, shape, dz, dgamma, dbeta)
-        ctx.slope, ctx.side = slope, side
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, z, code, gamma, mean, r, dgamma, dbeta)
-        return dz, dgamma, dbeta
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_SecondGradient.apply(*cotangents, *ctx.saved_tensors, ctx.slope, ctx.side), *(None,) * 5
+def _by_passes(of: Passes, z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
+    return NormalisePool.apply(z, gamma, beta, eps, slope, side, of)
 
 
-class _SecondGradient(torch.autograd.Function):
-    """Cotangents of dy, z and gamma from those of dz, dgamma and dbeta."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor | None,
-        u_gamma: Tensor | None,
-        u_beta: Tensor | None,
-        dy: Tensor,
-        z: Tensor,
-        code: Tensor,
-        gamma: Tensor,
-        mean: Tensor,
-        r: Tensor,
-        dgamma: Tensor,
-        dbeta: Tensor,
-        slope: float,
-        side: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        u = torch.zeros_like(z) if u is None else channels_last(u)
-        u_gamma, u_beta = (t if t is None else t.contiguous() for t in (u_gamma, u_beta))
-        of_dy, of_z, of_gamma = torch.empty_like(dy), torch.empty_like(z), torch.empty_like(gamma)
-        given = u, u_gamma, u_beta, dy, z, code, gamma, mean, r, dgamma, dbeta
-        shape = native.shape_of(z, side)
-        native.run("normalise_pool_second", z.dtype, *given, slope, shape, of_dy, of_z, of_gamma)
-        return of_dy, of_z, of_gamma
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError("A block of metazoo.blocks has no third derivative.")
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "compiled": partial(_by_passes, COMPILED),
+    "eager": partial(_by_passes, EAGER),
+    "modules": _modules,
+}
+"""How norm, pool and activation can be computed where there are no kernels for them."""

@@ -14,17 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metazoo import forms, winograd
+from metazoo.forms import channels_last
+
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """The convolution `[n, F, H, W]` of maps `[n, C, H, W]` with a weight `[F, C, h, w]`, channels last in memory.
+    """The convolution `[n, F, H, W]` of maps `[n, C, H, W]` with a weight `[F, C, h, w]`; on a CPU channels last.
 
     It may run under `torch.func.vmap` while gradients are taken outside by autograd.
     """
     if stacked(x, weight):
         return _ConvolveStacked.apply(x, weight, padding)
-    return _Convolve.apply(x, weight, padding, 1)
+    if x.device.type == "cpu" and forms.asked_for() is None:
+        return _Convolve.apply(x, weight, padding)
+    return _Convolve.apply(x.unsqueeze(0), weight.unsqueeze(0), padding).squeeze(0)
 
 
 def stacked(*tensors: Tensor) -> bool:
@@ -32,31 +37,31 @@ def stacked(*tensors: Tensor) -> bool:
     return any(map(torch._C._functorch.is_batchedtensor, tensors))
 
 
-def channels_last(maps: Tensor) -> Tensor:
-    """The same maps with a pixel's channels as neighbours in memory; a copy unless they are."""
-    return maps.contiguous(memory_format=torch.channels_last)
-
-
-def fold(tensor: Tensor, dim: int | None, to: int, tasks: int) -> Tensor:
-    """A batched tensor's task axis `dim`, or a new one, folded into axis `to`."""
-    stacked = tensor.movedim(dim, to) if dim is not None else tensor.unsqueeze(to)
-    return stacked.expand(*stacked.shape[:to], tasks, *stacked.shape[to + 1 :]).flatten(to, to + 1)
+def tasks_first(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
+    """A batched tensor with its task axis `dim`, or one of a tensor that all tasks share, in front."""
+    return tensor.movedim(dim, 0) if dim is not None else tensor.expand(tasks, *tensor.shape)
 
 
 class _Convolve(torch.autograd.Function):
+    """Of maps and a weight; or of several tasks' `[T, n, C, H, W]` and `[T, F, C, h, w]`, in one of `forms`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, groups: int) -> Tensor:
-        ctx.padding, ctx.groups = padding, groups
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
-        return torch.conv2d(channels_last(x), weight, None, 1, padding, 1, groups)
+        if x.dim() == 5:
+            return forms.forward(x, weight, padding)
+        if winograd.fits(x, weight):
+            return winograd.convolve(channels_last(x), weight, padding)
+        return torch.conv2d(channels_last(x), weight, None, 1, padding)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
-            return None, None, None, None
+            return None, None, None
         wanted = tuple(ctx.needs_input_grad[:2])
-        return *_Gradient.apply(g, *ctx.saved_tensors, ctx.padding, ctx.groups, wanted), None, None
+        return *_Gradient.apply(g, *ctx.saved_tensors, ctx.padding, wanted), None
 
 
 class _ConvolveStacked(torch.autograd.Function):
@@ -67,17 +72,15 @@ class _ConvolveStacked(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-        return _Convolve.apply(x, weight, padding, 1)
+        return _Convolve.apply(x, weight, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, int]:
-        """The task axis folded into the channels: a group of them a task."""
-        tasks = info.batch_size
-        folded = fold(x, in_dims[0], 1, tasks), fold(weight, in_dims[1], 0, tasks)
-        return _Convolve.apply(*folded, padding, tasks).unflatten(1, (tasks, -1)), 1
+        x, weight = (tasks_first(t, dim, info.batch_size) for t, dim in zip((x, weight), in_dims, strict=False))
+        return _Convolve.apply(x, weight, padding), 0
 
 
 class _Gradient(torch.autograd.Function):
@@ -85,13 +88,22 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, padding: int, groups: int, wanted: tuple[bool, bool]
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, padding: int, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         ctx.save_for_backward(g, x, weight)
-        ctx.padding, ctx.groups = padding, groups
+        ctx.padding = padding
         ctx.set_materialize_grads(False)
+        if x.dim() == 5:
+            dx = forms.of_maps(g, weight, padding) if wanted[0] else None
+            dw = forms.of_weight(g, x, weight, padding) if wanted[1] else None
+            return dx, dw
+        if winograd.fits(x, weight):
+            g = channels_last(g)
+            dx = winograd.gradient_at_maps(g, weight, padding) if wanted[0] else None
+            dw = winograd.gradient_at_weight(g, channels_last(x), padding) if wanted[1] else None
+            return dx, dw
         pads, ones = [padding, padding], [1, 1]
-        options = None, ones, pads, ones, False, [0, 0], groups, [*wanted, False]
+        options = None, ones, pads, ones, False, [0, 0], 1, [*wanted, False]
         dx, dw, _ = _BACKWARD(channels_last(g), channels_last(x), weight, *options)
         return dx, dw
 
@@ -102,13 +114,13 @@ class _Gradient(torch.autograd.Function):
         wants_g, wants_x, wants_w = ctx.needs_input_grad[:3]
         if u_x is not None:
             if wants_g:
-                of_g = _Convolve.apply(u_x, weight, ctx.padding, ctx.groups)
+                of_g = _Convolve.apply(u_x, weight, ctx.padding)
             if wants_w:
-                _, of_w = _Gradient.apply(g, u_x, weight, ctx.padding, ctx.groups, (False, True))
+                _, of_w = _Gradient.apply(g, u_x, weight, ctx.padding, (False, True))
         if u_w is not None:
             if wants_g:
-                other = _Convolve.apply(x, u_w, ctx.padding, ctx.groups)
+                other = _Convolve.apply(x, u_w, ctx.padding)
                 of_g = other if of_g is None else of_g + other
             if wants_x:
-                of_x, _ = _Gradient.apply(g, x, u_w, ctx.padding, ctx.groups, (True, False))
-        return of_g, of_x, of_w, None, None, None
+                of_x, _ = _Gradient.apply(g, x, u_w, ctx.padding, (True, False))
+        return of_g, of_x, of_w, None, None

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
 from metazoo import native
-from metazoo.convolution import channels_last
+from metazoo.forms import channels_last
 
 
 @dataclass(frozen=True)

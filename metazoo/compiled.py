@@ -1,0 +1,61 @@
+"""Pure functions of tensors, compiled by `torch.compile`: once for each combination of types, shapes and layouts."""
+
+from __future__ import annotations
+
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def available(device: torch.device) -> bool:
+    """Whether torch can compile for a device: for a GPU it needs Triton, which comes with it on Linux."""
+    if device.type != "cuda":
+        return torch._dynamo.is_dynamo_supported()
+    from torch.utils._triton import has_triton
+
+    return has_triton()
+
+
+class Compiled:
+    """A function of tensors (or None) and, by keyword, of numbers; no gradient goes through it.
+
+    The code that is made for GPUs stays in torch's own cache on disk, and what was made in a process in this one.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._lock = threading.RLock()
+
+    def __call__(self, *tensors: Tensor | None, **numbers: float) -> Any:
+        kind = *map(_kind, tensors), *numbers.values()
+        values = [None if tensor is None else tensor.detach() for tensor in tensors]
+        with torch.no_grad():
+            if kind not in self._made:
+                with self._lock, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # advice on TF32, which is not ours to take
+                    made = self._make(numbers)
+                    made(*values)
+                    self._made[kind] = made
+            return self._made[kind](*values)
+
+    def _make(self, numbers: dict[str, float]) -> Callable[..., Any]:
+        function = self._function
+
+        def with_numbers(*tensors: Tensor | None) -> Any:
+            return function(*tensors, **numbers)
+
+        # torch keeps what it compiles with a function's code, and not much of it: each kind has a code of its own.
+        name = f"{function.__name__}_{len(self._made)}"
+        code = with_numbers.__code__.replace(co_name=name)
+        own = types.FunctionType(code, globals(), name, None, with_numbers.__closure__)
+        return torch.compile(own, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
+
+
+def _kind(tensor: Tensor | None) -> Any:
+    return tensor if tensor is None else (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
