@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from metazoo import assembly, hardware, objectives, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
+from metazoo.committee import Committee
 from metazoo.config import RunConfig, code_version, describe
 from metazoo.data.dataset import dataset
 from metazoo.domains import Domain, Stream, open_domain
-from metazoo.episodes import Episodes
 from metazoo.errors import Diverged, UserError, unknown
 from metazoo.leaks import Leak, find_leak, leak_text
 from metazoo.measures import ACCURACY, Measure
 from metazoo.placement import known_placement
+from metazoo.precision import arithmetic, stand_in
 from metazoo.prefetching import batches
 from metazoo.progress import Reporter
 from metazoo.records import AnyEvaluation, ErrorEvaluation, Evaluation, Interval, Record, Rule
@@ -32,7 +33,7 @@ from metazoo.statistics import episode_interval, query_interval
 RULES: tuple[Rule, ...] = ("last", "best", "ensemble")
 
 STACKED_TASKS = 32
-"""Tasks adapted in one pass unless told otherwise, where stacking pays; halved until they fit."""
+"""Tasks of each model in one pass unless told otherwise, where stacking pays; halved until they fit."""
 
 GATHER_TASKS = 16
 """Episodes gathered at a time, at least: gathering few at a time costs more."""
@@ -92,6 +93,9 @@ def evaluate(
             rules = known_rules([*rules, *record.evaluations])
 
     place = hardware.choose(device)
+    precision = config.training.precision
+    if instead := stand_in(precision, place):
+        reporter.note(instead)
     images = domain.place(["test"], place, known_placement(images_on))
     stream = domain.episodes(
         config,
@@ -111,7 +115,7 @@ def evaluate(
     committees = {rule: [models[entry.epoch] for entry in chosen[rule]] for rule in rules}
     started = time.perf_counter()
     memory = hardware.memory_sentences(place, f"evaluating {run.name}", "lower tasks_per_pass, which changes no result")
-    with reporter.stage(f"evaluating on {target}", episodes) as stage, memory:
+    with reporter.stage(f"evaluating on {target}", episodes) as stage, memory, arithmetic(precision, place):
         scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update)
     seconds = time.perf_counter() - started
     if not all(math.isfinite(sum(found)) for found in scores.values()):
@@ -217,14 +221,16 @@ def episode_scores(
 ) -> dict[Key, list[float]]:
     """The score (`objectives.scores`) of each committee on each of the first `episodes` episodes of a stream.
 
-    A committee predicts by the mean of its members' raw outputs; a model that is in several adapts once. Torch's global
-    generators are left as they were. `progress` is called with the number of episodes done and may raise.
+    A committee predicts by the mean of its members' raw outputs. A model that is in several adapts once, and where
+    passes are stacked, each holds tasks of all models (`metazoo.committee`). Torch's global generators are left as they
+    were. `progress` is called with the number of episodes done and may raise.
     """
     models = {id(model): model for members in committees.values() for model in members}
     modes = {key: model.training for key, model in models.items()}
-    size = hardware.tasks_at_once(tasks_per_pass, device, STACKED_TASKS, nn.ModuleList(models.values()))
+    automatic = STACKED_TASKS * len(models)
+    size = hardware.tasks_at_once(tasks_per_pass, device, automatic, nn.ModuleList(models.values()))
     scores: dict[Key, list[Tensor]] = {key: [] for key in committees}
-    gathered = max(size, GATHER_TASKS)
+    gathered = max(size // len(models), GATHER_TASKS)
     spans = ((start, min(gathered, episodes - start)) for start in range(0, episodes, gathered))
     coming = batches(stream, spans)
     done = 0
@@ -232,12 +238,13 @@ def episode_scores(
         torch.manual_seed(0)
         for model in models.values():
             model.eval()
+        everyone = Committee(list(models.values()))
         try:
             for batch in coming:
                 outputs: dict[int, Tensor] = {}
                 while not outputs:
                     try:
-                        outputs = {key: _outputs(model, batch, size) for key, model in models.items()}
+                        outputs = dict(zip(models, everyone.predict(batch, size), strict=True))
                     except RuntimeError as error:
                         if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
                             raise
@@ -261,10 +268,6 @@ def batch_norm(model: nn.Module) -> str:
     if any(norm.track_running_stats for norm in norms):
         return "running statistics"
     return "batch statistics, of support and query sets each by itself"
-
-
-def _outputs(model: Algorithm, batch: Episodes, size: int) -> Tensor:
-    return torch.cat([model.predict(part).detach() for part in batch.chunks(size)])
 
 
 def _choose(run: Run, rule: Rule) -> list[Entry]:

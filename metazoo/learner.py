@@ -71,21 +71,22 @@ class Learner(MAML):
     def clone(self, tasks: int = 1, first_order: bool = False, track: bool = True) -> Any:
         """A learn2learn clone for `tasks` tasks. Without `track`, nothing leads back to the meta-parameters."""
         adapted, shared = {}, {}
-        tensors = dict(self.module.named_parameters()) | {name: self.module.get_buffer(name) for name in self.contexts}
-        for name, parameter in tensors.items():
+        for name, parameter in self.tensors().items():
             weight = parameter if track else parameter.detach()
             if name in self.adapted_names:
                 stacked = weight.expand(tasks, *weight.shape)
                 adapted[name] = stacked if stacked.requires_grad else stacked.clone().requires_grad_()
             else:
                 shared[name] = weight
-        return MAML(
-            StackedBackbone(self.module, adapted, shared, tasks),
-            lr=self.lr,
-            first_order=first_order,
-            allow_unused=True,
-            allow_nograd=True,
-        )
+        return self.wrapped(StackedBackbone(self.module, adapted, shared, tasks), first_order)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The backbone's parameters and contexts by name."""
+        return dict(self.module.named_parameters()) | {name: self.module.get_buffer(name) for name in self.contexts}
+
+    def wrapped(self, network: StackedBackbone, first_order: bool) -> Any:
+        """A learn2learn clone that adapts this network."""
+        return MAML(network, lr=self.lr, first_order=first_order, allow_unused=True, allow_nograd=True)
 
 
 class TaskBatch:
