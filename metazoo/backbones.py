@@ -15,6 +15,7 @@ from metazoo import blocks
 from metazoo.errors import Incompatible, UserError
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
+from metazoo.precision import Precision
 from metazoo.schema import Strict
 
 Role: TypeAlias = Literal["body", "norm", "head", "context", "fixed"]
@@ -24,9 +25,6 @@ Role: TypeAlias = Literal["body", "norm", "head", "context", "fixed"]
 of its own. Of a module that a method has inserted, parameters are `fixed`: meta-learned and never adapted; buffers are
 `context`: no parameters, but what every task starts its own copy of and may adapt.
 """
-
-Precision: TypeAlias = Literal["float32", "bfloat16"]
-"""What convolutions multiply in."""
 
 Padding = Annotated[int, Field(ge=0, le=1)]
 
@@ -89,12 +87,13 @@ class Backbone(nn.Module):
     def compute_in(self, precision: Precision) -> None:
         """Let the convolutions multiply in a type; everything else stays as it is.
 
-        Raises UserError for a network that has no such choice.
+        Between float32 and tf32 the network makes no difference (`metazoo.precision.arithmetic` does). Raises UserError
+        for a network that has no such choice.
         """
         modules = list(self.body)
         convolutions = [module for module in modules if isinstance(module, ConvBlock)]
-        if precision != "float32" and not convolutions:
-            raise UserError(f"Only conv4 computes in {precision}; leave the precision at float32, or use conv4.")
+        if precision == "bfloat16" and not convolutions:
+            raise UserError("Only conv4 computes in bfloat16; choose another precision, or use conv4.")
         for module, following in zip(modules, [*modules[1:], None], strict=True):
             if isinstance(module, ConvBlock):
                 module.precision, module.feeds_block = precision, isinstance(following, ConvBlock)

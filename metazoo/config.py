@@ -23,7 +23,8 @@ import metazoo
 from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.augmentation import Augmentation
-from metazoo.backbones import Conv4, Mlp, Precision, ResNet12
+from metazoo.backbones import Conv4, Mlp, ResNet12
+from metazoo.precision import Precision
 from metazoo.schema import Strict, parse
 
 Normalisation = Literal["none", "imagenet", "source", "per_data_set"]
@@ -62,7 +63,7 @@ class TrainingSettings(Strict):
     legacy_restart_every: PositiveInt | None = None
     """Iterations after which Adam is made anew, as BOIL's and CML's official code does every 100."""
     precision: Precision = "float32"
-    """What convolutions multiply in, here and in evaluation; `bfloat16` is faster where the processor has it."""
+    """What convolutions multiply in, here and in evaluation; the others are faster where the processor has them."""
     augmentation: Augmentation | None = None
     """What is done to training images; to those of validation and test nothing ever is."""
 

@@ -15,6 +15,7 @@ from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
 from metazoo.outer_loop import Trainer
 from metazoo.placement import known_placement
+from metazoo.precision import arithmetic, check_trainable
 from metazoo.progress import Reporter
 from metazoo.run import Provenance, Run, now
 from metazoo.stopping import Stopped, StopRequest
@@ -70,8 +71,10 @@ def train(
         if run.state == "diverged":
             raise Diverged(run.reason)
     place = hardware.choose(device)
-    # The caller's random numbers are left as they were.
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    precision = config.training.precision
+    check_trainable(precision, place)
+    # The caller's random numbers and switches are left as they were.
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), arithmetic(precision, place):
         images = domain.place(["train", "val"], place, known_placement(images_on))
         placement = images.placement if images else None
         trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients, placement)

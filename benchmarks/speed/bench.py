@@ -16,13 +16,14 @@ import torch
 
 from metazoo import registry
 from metazoo.algorithm import Algorithm
-from metazoo.backbones import Conv4, Precision
+from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
 from metazoo.cost import Arithmetic
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError, unknown
 from metazoo.hardware import peak_memory_mb
+from metazoo.precision import Precision, arithmetic, check_trainable
 
 Work = Literal["training", "evaluation"]
 
@@ -73,8 +74,24 @@ def measure(
 ) -> Measured:
     """Time `rounds` rounds of both sides in alternation, after one that warms up.
 
-    On a CPU with one thread the clock is that thread's own, so that other work on the machine does not count.
+    On a CPU with one thread the clock is that thread's own, so that other work on the machine does not count. In tf32
+    both sides multiply in it; in bfloat16 ours alone.
     """
+    check_trainable(precision, device)
+    with arithmetic(precision, device):
+        return _measure(method, shape_name, work, device, precision, tasks, tasks_per_pass, rounds)
+
+
+def _measure(
+    method: str,
+    shape_name: str,
+    work: Work,
+    device: torch.device,
+    precision: Precision,
+    tasks: int,
+    tasks_per_pass: int | None,
+    rounds: int,
+) -> Measured:
     arguments = method, shape_name, work, str(device), precision, tasks, tasks_per_pass
     ours, theirs = sides(*arguments)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -186,7 +203,8 @@ def _peak_mb(side: str, *arguments: Any) -> float | None:
     if place.type == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        work()
+        with arithmetic(arguments[4], place):
+            work()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
     held_mb = peak_memory_mb(place)
     work()

@@ -15,6 +15,7 @@ from metazoo.data.dataset import dataset
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
 from metazoo.evaluation import GATHER_TASKS, STACKED_TASKS, known_rules, restored, target_domain
+from metazoo.precision import arithmetic
 from metazoo.progress import Reporter
 from metazoo.records import Rule
 
@@ -86,6 +87,7 @@ class Sitting:
         done = 0
         with (
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            arithmetic(run.config.training.precision, self.device),
             hardware.memory_sentences(self.device, f"{doing} {run.name}", remedy),
             self.reporter.stage(f"{doing} {subject.label}", count) as stage,
         ):

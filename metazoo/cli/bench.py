@@ -16,9 +16,10 @@ def bench(
     shape: Annotated[
         list[str] | None, typer.Option(help="Of the episodes, such as miniimagenet-5w5s; all by default.")
     ] = None,
-    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of our side; the other's is float32.")] = (
-        "float32"
-    ),
+    precision: Annotated[
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(help="Of our side; the other's is float32, or tf32 where ours is."),
+    ] = "float32",
     device: Device = "auto",
     tasks: Annotated[int, typer.Option(min=1, help="Tasks in one round.")] = 2,
     tasks_per_pass: TasksPerPass = None,

@@ -72,8 +72,11 @@ def train(
         typer.Option("--training-set", metavar="KEY=VALUE", help="Such as milestones=[20,40].", rich_help_panel=_OUTER),
     ] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"] | None,
-        typer.Option(help="What convolutions multiply in. It changes results.", rich_help_panel=_OUTER),
+        Literal["float32", "tf32", "bfloat16"] | None,
+        typer.Option(
+            help="What convolutions multiply in; tf32 is for NVIDIA's GPUs. It changes results.",
+            rich_help_panel=_OUTER,
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
     device: Device = "auto",
