@@ -1,7 +1,7 @@
 """Norm, max-pool and activation of a block as one autograd function, with both derivatives written by hand.
 
 The derivation is in `metazoo.normalisation`; pooling and activation only choose and scale single values, which are
-remembered as one byte a window. What computes is exchangeable: the kernels in C, or the functions of `metazoo.passes`
+remembered as one byte a window. What computes is exchangeable: the kernels in C, or the functions of `metazoo.derivatives`
 as they are or compiled.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo import compiled, native, passes
+from metazoo import compiled, derivatives, native
 from metazoo.forms import channels_last
 
 
 @dataclass(frozen=True)
 class Passes:
-    """One way to compute y and its derivatives; what they take and give is said in `metazoo.passes`."""
+    """One way to compute y and its derivatives; what they take and give is said in `metazoo.derivatives`."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -153,5 +153,5 @@ def _kernels_second(
 
 
 KERNELS = Passes(_kernels_forward, _kernels_backward, _kernels_second)
-EAGER = Passes(passes.normalise_pool, passes.backward, passes.second)
+EAGER = Passes(derivatives.normalise_pool, derivatives.backward, derivatives.second)
 COMPILED = Passes(*(compiled.Compiled(function) for function in (EAGER.forward, EAGER.backward, EAGER.second)))
