@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metazoo import blocks
+from metazoo.convolution import Conv2d
 from metazoo.errors import Incompatible, UserError
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
@@ -181,7 +182,7 @@ class ConvBlock(nn.Sequential):
         self.feeds_block = False
         """Whether the next module is another block, which takes maps at a lower precision as they are."""
         filters = settings.filters
-        self.conv = nn.Conv2d(channels, filters, 3, padding=padding, bias=settings.conv_bias)
+        self.conv = Conv2d(channels, filters, 3, padding=padding, bias=settings.conv_bias)
         self.norm = BatchStatisticsNorm(filters, eps=settings.norm_eps)
         self.pool = HalvingMaxPool() if pools else nn.Identity()
         self.activation = Conv4.activations[settings.activation]()
@@ -225,7 +226,7 @@ class ConvBlock(nn.Sequential):
 
 
 _WHOLE = {
-    (nn.Conv2d, BatchStatisticsNorm, pool, activation)
+    (Conv2d, BatchStatisticsNorm, pool, activation)
     for pool in (HalvingMaxPool, nn.Identity)
     for activation in (nn.LeakyReLU, nn.ReLU)
 }
@@ -260,9 +261,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, filters: int, pool: nn.Module):
         super().__init__()
         inputs = (channels, filters, filters)
-        self.convs = nn.ModuleList(nn.Conv2d(n, filters, 3, padding=1, bias=False) for n in inputs)
+        self.convs = nn.ModuleList(Conv2d(n, filters, 3, padding=1, bias=False) for n in inputs)
         self.norms = nn.ModuleList(BatchStatisticsNorm(filters) for _ in inputs)
-        self.shortcut = nn.Conv2d(channels, filters, 1, bias=False)
+        self.shortcut = Conv2d(channels, filters, 1, bias=False)
         self.shortcut_norm = BatchStatisticsNorm(filters)
         self.pool = pool
 

@@ -58,7 +58,7 @@ def block(
     together = stacked(maps, weight, gamma, beta)
     if _on_kernels(maps) and patches.fit(maps, weight) and not together:
         return patches.block(maps, weight, gamma, beta, padding=padding, eps=eps, slope=slope, side=side, dtype=dtype)
-    maps = convolve(maps.to(dtype), weight.to(dtype), padding)
+    maps = convolve(maps.to(dtype), weight, padding)
     if together:
         return _NormalisePoolStacked.apply(maps, gamma, beta, eps, slope, side)
     return _normalise_pool(maps, gamma, beta, eps, slope, side)

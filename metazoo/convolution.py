@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metazoo import forms, winograd
 from metazoo.forms import channels_last
@@ -23,13 +23,29 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """The convolution `[n, F, H, W]` of maps `[n, C, H, W]` with a weight `[F, C, h, w]`; on a CPU channels last.
 
-    It may run under `torch.func.vmap` while gradients are taken outside by autograd.
+    It multiplies in the maps' type. It may run under `torch.func.vmap` while gradients are taken outside by autograd.
     """
     if stacked(x, weight):
         return _ConvolveStacked.apply(x, weight, padding)
-    if x.device.type == "cpu" and forms.asked_for() is None:
+    weight = weight.to(x.dtype)
+    if not _in_forms(x):
         return _Convolve.apply(x, weight, padding)
     return _Convolve.apply(x.unsqueeze(0), weight.unsqueeze(0), padding).squeeze(0)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` in steps of one pixel, which on a GPU runs in the form that is fastest there."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _in_forms(input) or torch.is_autocast_enabled(input.device.type) or input.numel() == 0:
+            return super().forward(input)
+        maps = convolve(input, self.weight, int(self.padding[0]))
+        return maps if self.bias is None else maps + self.bias[:, None, None]
+
+
+def _in_forms(x: Tensor) -> bool:
+    """Whether convolutions of these maps run in one of `metazoo.forms`, of however many tasks."""
+    return x.device.type != "cpu" or forms.asked_for() is not None
 
 
 def stacked(*tensors: Tensor) -> bool:
@@ -79,8 +95,24 @@ class _ConvolveStacked(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, int]:
-        x, weight = (tasks_first(t, dim, info.batch_size) for t, dim in zip((x, weight), in_dims, strict=False))
-        return _Convolve.apply(x, weight, padding), 0
+        x = tasks_first(x, in_dims[0], info.batch_size)
+        if in_dims[1] is None:
+            return convolve(x.flatten(0, 1), weight, padding).unflatten(0, (info.batch_size, -1)), 0
+        weight = weight.movedim(in_dims[1], 0)
+        return _Convolve.apply(x, weight if weight.dtype == x.dtype else _InType.apply(weight, x.dtype), padding), 0
+
+
+class _InType(torch.autograd.Function):
+    """Tasks' weights in another type; tasks that share one still do."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = weight.dtype
+        return weight.to(dtype) if weight.stride(0) else weight[0].to(dtype).expand_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g.to(ctx.dtype), None
 
 
 class _Gradient(torch.autograd.Function):

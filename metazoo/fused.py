@@ -1,8 +1,8 @@
 """Norm, max-pool and activation of a block as one autograd function, with both derivatives written by hand.
 
 The derivation is in `metazoo.normalisation`; pooling and activation only choose and scale single values, which are
-remembered as one byte a window. What computes is exchangeable: the kernels in C, or the functions of `metazoo.derivatives`
-as they are or compiled.
+remembered as one byte a window. What computes is exchangeable: the kernels in C, or the functions of
+`metazoo.derivatives` as they are or compiled.
 """
 
 from __future__ import annotations
@@ -152,6 +152,18 @@ def _kernels_second(
     return of_dy, of_z, of_gamma
 
 
+def _compiled_second(
+    u: Tensor, u_gamma: Tensor | None, u_beta: Tensor | None, *others: Tensor, **numbers: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With zeros for None, which saves the compilation of a kind of its own."""
+    zeros = torch.zeros_like(others[-1])
+    given = zeros if u_gamma is None else u_gamma, zeros if u_beta is None else u_beta
+    return _SECOND(u, *given, *others, **numbers)
+
+
 KERNELS = Passes(_kernels_forward, _kernels_backward, _kernels_second)
 EAGER = Passes(derivatives.normalise_pool, derivatives.backward, derivatives.second)
-COMPILED = Passes(*(compiled.Compiled(function) for function in (EAGER.forward, EAGER.backward, EAGER.second)))
+_SECOND = compiled.Compiled(derivatives.second)
+COMPILED = Passes(
+    compiled.Compiled(derivatives.normalise_pool), compiled.Compiled(derivatives.backward), _compiled_second
+)
