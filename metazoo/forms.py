@@ -66,14 +66,14 @@ def _run(operation: Operation, *tensors: Tensor, padding: int) -> Tensor:
 
 
 def _fastest(operation: Operation, tensors: tuple[Tensor, ...], padding: int) -> str:
-    maps, forms = tensors[0], _FORMS[operation]
-    if maps.device.type != "cuda":
-        return "grouped_channels_last"
-    several = len(maps) > 1
-    ways = {name: partial(form, *tensors, padding) for name, form in forms.items() if several or "looped" not in name}
+    maps, several = tensors[0], len(tensors[0]) > 1
+    ways = {
+        name: partial(form, *tensors, padding) for name, form in _FORMS[operation].items() if several or name in OF_ONE
+    }
     facts: tuple[trials.Fact, ...] = (operation, str(maps.dtype), _arithmetic(maps), padding)
     facts += tuple(map(trials.layout, tensors))
-    return trials.choose("convolution", facts, ways, "grouped", maps.device)
+    default = "grouped_channels_last" if maps.device.type == "cpu" else "grouped"
+    return trials.choose("convolution", facts, ways, default, maps.device)
 
 
 def _arithmetic(maps: Tensor) -> str:
@@ -176,6 +176,9 @@ def _forms(product: _Form, grouped: Callable[..., Tensor], looped: Callable[...,
         "unfolded": product,
     }
 
+
+OF_ONE = "grouped", "grouped_channels_last", "unfolded"
+"""Forms that differ where there is one task only."""
 
 _FORMS: dict[Operation, dict[str, _Form]] = {
     "forward": _forms(_product_forward, _grouped_forward, _looped_forward),
