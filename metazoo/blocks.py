@@ -27,7 +27,7 @@ def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
         and (dtype == weight.dtype or (dtype, weight.dtype) == (torch.bfloat16, torch.float32))
         and maps.numel() > 0
         and not torch.is_autocast_enabled(maps.device.type)
-        and (not _on_kernels(maps) or (weight.shape[-4] % native.LANES == 0 and native.usable(dtype)))
+        and (not _on_kernels(maps) or (weight.shape[-4] % native.GROUP == 0 and native.usable(dtype)))
     )
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from metazoo.files import cache_folder, replacing
 
-LANES = 16
-"""Channels that a kernel takes at a time: their number must be a multiple of it."""
+GROUP = 16
+"""Channels come in groups of so many: their number must be a multiple of it."""
 
 _SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
 _TYPES = {

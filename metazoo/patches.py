@@ -45,7 +45,7 @@ class Patches:
 
 def fit(images: Tensor, weight: Tensor) -> bool:
     """Whether `block` can be used: for constant images of few channels."""
-    return not images.requires_grad and 3 * images.shape[-3] <= native.LANES and weight.shape[-2:] == (3, 3)
+    return not images.requires_grad and 3 * images.shape[-3] <= native.GROUP and weight.shape[-2:] == (3, 3)
 
 
 def block(
@@ -93,7 +93,7 @@ def _patches(images: Tensor, padding: int) -> Patches:
     centre = images.detach().mean(dim=(0, 2, 3))
     padded = F.pad(images.detach(), (padding,) * 4).permute(0, 2, 3, 1) - centre
     count, height, width, channels = padded.shape
-    pixels = F.pad(padded.flatten(), (0, native.LANES))
+    pixels = F.pad(padded.flatten(), (0, native.GROUP))
     second = torch.empty(9 * channels, 9 * channels, dtype=torch.float64)
     mean = torch.empty(9 * channels, dtype=torch.float64)
     shape = native.Shape(count, height - 2, width - 2, 1, 1, torch.get_num_threads())
@@ -181,7 +181,7 @@ def _convolved(
     """Largest pixels, activated, with their codes written to `code`; or the pixels that `chosen_by` names."""
     count, real = len(shift), patches.pixels.dtype
     y = _empty(patches, count, side, dtype)
-    packed = weights.unflatten(0, (-1, native.LANES)).transpose(1, 2).to(real).contiguous()
+    packed = weights.unflatten(0, (-1, native.GROUP)).transpose(1, 2).to(real).contiguous()
     given = patches.pixels, native.Count(patches.shape[1]), packed, shift.to(real).contiguous()
     native.run("patches", dtype, *given, slope, _shape(patches, count, side), y, code, chosen_by)
     return y

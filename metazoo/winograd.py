@@ -32,7 +32,7 @@ def fits(maps: Tensor, weight: Tensor, groups: int = 1) -> bool:
     return (
         groups == 1
         and sides == [3, 3]
-        and channels % native.LANES == filters % native.LANES == 0
+        and channels % native.GROUP == filters % native.GROUP == 0
         and filters * channels * POINTS * weight.element_size() <= LARGEST_FILTERS
         and maps.device.type == "cpu"
         and maps.dtype == weight.dtype in (torch.float32, torch.float64)

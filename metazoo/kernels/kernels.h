@@ -5,8 +5,8 @@
    which says what its functions compute.
 
    All maps are channels last: a value's neighbour in memory is the same pixel's next channel, so every inner loop runs
-   over channels, LANES at a time; their number must be a multiple of it. Results are the same whatever the number of
-   threads.
+   over channels, LANES at a time: as many as the processor's vectors hold. Channels come in GROUPs, which LANES divides.
+   Results are the same whatever the number of threads.
 
    A window is a group of `side` x `side` pixels that is pooled to one (side 1: no pooling). Its code is the number of
    its largest pixel, plus NEGATIVE where that pixel's value is not above 0, so that the activation multiplies it by
@@ -25,16 +25,29 @@
 #define THREAD 0
 #endif
 
-#define LANES 16
+#if defined(__AVX512F__)
+#define VECTOR 64
+#elif defined(__AVX2__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+/* Vectors that the processor can hold in registers. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define REGISTERS 32
+#else
+#define REGISTERS 16
+#endif
+#define LANES ((int64_t)(VECTOR / sizeof(REAL)))
+#define GROUP 16
 #define NEGATIVE 128
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL real;
-typedef real lanes __attribute__((vector_size(LANES * sizeof(real))));
-typedef real loose __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef real lanes __attribute__((vector_size(VECTOR)));
+typedef real loose __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef double doubles __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
-typedef INTEGER mask __attribute__((vector_size(LANES * sizeof(real))));
+typedef INTEGER mask __attribute__((vector_size(VECTOR)));
 
 #ifdef BFLOAT16
 typedef uint16_t stored;
@@ -97,9 +110,8 @@ INLINE lanes chosen(const stored *window, const Shape *s, mask code, int side) {
 }
 
 /* Add the sums of a row in REAL to sums in double. */
-INLINE void add_row(double *total, const real *of_row, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES)
-        *(doubles *)(total + i) += __builtin_convertvector(load(of_row + i), doubles);
+INLINE void add_row(double *restrict total, const real *restrict of_row, int64_t count) {
+    for (int64_t i = 0; i < count; i++) total[i] += of_row[i];
 }
 
 /* sums[image][k] of every image, into the first one's. */

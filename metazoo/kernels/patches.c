@@ -1,23 +1,28 @@
 /* The first block on images, by their 3x3 patches, which are short: x holds the images [height + 2, width + 2,
-   depth], zeros around them included, with LANES values to spare behind the last. A patch is three stretches of 3 depth
-   values each; 3 depth is at most LANES. height, width and channels are those of the convolution's output. */
+   depth], zeros around them included, with GROUP values to spare behind the last. A patch is three stretches of 3 depth
+   values each; 3 depth is at most GROUP. height, width and channels are those of the convolution's output. */
 
 #include "kernels.h"
 
+#define PIECES (GROUP / LANES) /* vectors that a stretch takes */
+
 /* Weight times patch plus shift, for every pixel of a window and `blocks` times LANES channels from c on; weights are
-   [channel / LANES][patch][LANES]. */
+   [channel / GROUP][patch][GROUP]. */
 INLINE void convolve_window(
     const real *corner, int64_t line, int64_t depth, const real *weights, const real *shift, int64_t c, lanes *values,
     int side, int blocks
 ) {
-    int64_t stretch = 3 * depth, block = 3 * stretch * LANES;
-    const real *w = weights + c / LANES * block;
-    for (int k = 0; k < side * side; k++)
-        for (int b = 0; b < blocks; b++) values[k * blocks + b] = load(shift + c + b * LANES);
+    int64_t stretch = 3 * depth;
+    const real *of_block[4];
+    for (int b = 0; b < blocks; b++) {
+        int64_t channel = c + b * LANES;
+        of_block[b] = weights + channel / GROUP * 3 * stretch * GROUP + channel % GROUP;
+        for (int k = 0; k < side * side; k++) values[k * blocks + b] = load(shift + channel);
+    }
     for (int row = 0; row < 3; row++)
-        for (int64_t q = 0; q < stretch; q++, w += LANES) {
+        for (int64_t q = 0; q < stretch; q++) {
             lanes weight[4];
-            for (int b = 0; b < blocks; b++) weight[b] = load(w + b * block);
+            for (int b = 0; b < blocks; b++) weight[b] = load(of_block[b] + (row * stretch + q) * GROUP);
             for (int k = 0; k < side * side; k++) {
                 real pixel = corner[(k / side + row) * line + (k % side) * depth + q];
                 for (int b = 0; b < blocks; b++) values[k * blocks + b] += weight[b] * pixel;
@@ -57,10 +62,10 @@ INLINE void image_patches(
     int64_t c = 0;
 #define PATCHES(blocks) \
     some_patches(x, depth, weights, shift, slope, y, code, chosen_by, s, c, image, side, blocks), c += (blocks) * LANES
-#ifdef __AVX512F__ /* with that many registers, four or three blocks of channels share the loads of a pixel */
-    while (s->channels - c >= 4 * LANES && (s->channels - c) % (3 * LANES)) PATCHES(4);
-    while (s->channels - c >= 3 * LANES) PATCHES(3);
-#endif
+    /* with that many registers, four or three blocks of channels share the loads of a pixel, else two */
+    while (REGISTERS == 32 && s->channels - c >= 4 * LANES && (s->channels - c) % (3 * LANES)) PATCHES(4);
+    while (REGISTERS == 32 && s->channels - c >= 3 * LANES) PATCHES(3);
+    while (s->channels - c >= 2 * LANES) PATCHES(2);
     while (c < s->channels) PATCHES(1);
 }
 
@@ -75,13 +80,13 @@ int32_t patches(
 }
 
 /* Of every channel: the sums over windows of g times the three stretches of the coded pixel's patch, and of g, as
-   [channel][4][LANES]. */
+   [channel][4][GROUP]. */
 INLINE void patch_sums(
     const real *x, int64_t depth, const stored *dy, const uint8_t *code, real slope, double *sums, const Shape *s,
     int64_t image, int side
 ) {
     int64_t channels = s->channels, line = (s->width + 2) * depth, across = s->width / side, down = s->height / side;
-    double *total = memset(sums + image * channels * 4 * LANES, 0, channels * 4 * LANES * sizeof(double));
+    double *total = memset(sums + image * channels * 4 * GROUP, 0, channels * 4 * GROUP * sizeof(double));
     real of_row[across * channels];
     for (int64_t y = 0; y < down; y++) {
         const real *row = x + (image * (s->height + 2) + y * side) * line;
@@ -89,17 +94,19 @@ INLINE void patch_sums(
         for (int64_t i = 0; i < across * channels; i += LANES)
             *(loose *)(of_row + i) = through(get(dy + from + i), codes(code + from + i), slope);
         for (int64_t c = 0; c < channels; c++) {
-            lanes stretches[4] = {{0}, {0}, {0}, {0}};
+            lanes stretches[4 * PIECES];
+            memset(stretches, 0, sizeof stretches);
             real sum = 0;
             for (int64_t w = 0; w < across; w++) {
                 real g = of_row[w * channels + c];
                 int which = code[from + w * channels + c] & ~NEGATIVE;
                 const real *patch = row + which / side * line + (w * side + which % side) * depth;
-                for (int k = 0; k < 3; k++) stretches[k] += g * load(patch + k * line);
+                for (int k = 0; k < 3; k++)
+                    for (int p = 0; p < PIECES; p++) stretches[k * PIECES + p] += g * load(patch + k * line + p * LANES);
                 sum += g;
             }
-            stretches[3][0] = sum;
-            add_row(total + c * 4 * LANES, (const real *)stretches, 4 * LANES);
+            stretches[3 * PIECES][0] = sum;
+            add_row(total + c * 4 * GROUP, (const real *)stretches, 4 * GROUP);
         }
     }
 }
@@ -110,49 +117,49 @@ int32_t patches_sums(
     double *sum
 ) {
     const Shape *s = &shape;
-    int64_t channels = s->channels, stretch = 3 * depth, each = channels * 4 * LANES;
+    int64_t channels = s->channels, stretch = 3 * depth, each = channels * 4 * GROUP;
     double *sums = malloc(s->images * each * sizeof(double));
     if (!sums) return 1;
     EACH_IMAGE(patch_sums, x, depth, dy, code, (real)slope, sums, s)
     add_images(sums, s, each);
     for (int64_t c = 0; c < channels; c++) {
-        const double *of_channel = sums + c * 4 * LANES;
+        const double *of_channel = sums + c * 4 * GROUP;
         for (int64_t q = 0; q < 3 * stretch; q++)
-            by_patch[c * 3 * stretch + q] = of_channel[q / stretch * LANES + q % stretch];
-        sum[c] = of_channel[3 * LANES];
+            by_patch[c * 3 * stretch + q] = of_channel[q / stretch * GROUP + q % stretch];
+        sum[c] = of_channel[3 * GROUP];
     }
     free(sums);
     return 0;
 }
 
 /* Of one image, for each two rows of a patch (0 0, 0 1, 0 2, 1 1, 1 2, 2 2): the sums over patches of each value of the
-   first times the second, [pair][value][LANES]; behind them the sums of the three rows. */
+   first times the second, [pair][value][GROUP]; behind them the sums of the three rows. */
 INLINE void image_moments(const real *x, int64_t depth, double *sums, const Shape *s, int64_t image) {
-    int64_t line = (s->width + 2) * depth, stretch = 3 * depth, each = 7 * LANES * LANES;
+    int64_t line = (s->width + 2) * depth, stretch = 3 * depth, each = 7 * GROUP * GROUP;
     double *total = memset(sums + image * each, 0, each * sizeof(double));
     for (int64_t y = 0; y < s->height; y++) {
         const real *corner = x + (image * (s->height + 2) + y) * line;
         double *to = total;
         for (int first = 0; first < 3; first++)
-            for (int second = first; second < 3; second++, to += LANES * LANES) {
+            for (int second = first; second < 3; second++, to += GROUP * GROUP) {
                 const real *a = corner + first * line, *b = corner + second * line;
-                lanes products[LANES] = {{0}};
+                lanes products[GROUP * PIECES];
+                memset(products, 0, sizeof products);
                 for (int64_t i = 0; i < s->width * depth; i += depth)
-                    for (int64_t q = 0; q < stretch; q++) products[q] += a[i + q] * load(b + i);
-                add_row(to, (const real *)products, stretch * LANES);
+                    for (int64_t q = 0; q < stretch; q++)
+                        for (int p = 0; p < PIECES; p++) products[q * PIECES + p] += a[i + q] * load(b + i + p * LANES);
+                add_row(to, (const real *)products, stretch * GROUP);
             }
-        for (int row = 0; row < 3; row++, to += LANES) {
-            lanes sum = {0};
-            for (int64_t i = 0; i < s->width * depth; i += depth) sum += load(corner + row * line + i);
-            add_row(to, (const real *)&sum, LANES);
-        }
+        for (int row = 0; row < 3; row++, to += GROUP)
+            for (int64_t i = 0; i < s->width * depth; i += depth)
+                for (int64_t q = 0; q < stretch; q++) to[q] += corner[row * line + i + q];
     }
 }
 
 /* The sums over all patches p of p p' (second, [patch][patch]) and of p (first). */
 int32_t patches_moments(const real *x, int64_t depth, Shape shape, double *second, double *first) {
     const Shape *s = &shape;
-    int64_t stretch = 3 * depth, each = 7 * LANES * LANES;
+    int64_t stretch = 3 * depth, each = 7 * GROUP * GROUP;
     double *sums = malloc(s->images * each * sizeof(double)), *pair = sums;
     if (!sums) return 1;
 #pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
@@ -163,13 +170,13 @@ int32_t patches_moments(const real *x, int64_t depth, Shape shape, double *secon
     }
     add_images(sums, s, each);
     for (int64_t a = 0; a < 3; a++)
-        for (int64_t b = a; b < 3; b++, pair += LANES * LANES)
+        for (int64_t b = a; b < 3; b++, pair += GROUP * GROUP)
             for (int64_t i = 0; i < stretch; i++)
                 for (int64_t j = 0; j < stretch; j++) {
                     int64_t row = a * stretch + i, column = b * stretch + j;
-                    second[row * 3 * stretch + column] = second[column * 3 * stretch + row] = pair[i * LANES + j];
+                    second[row * 3 * stretch + column] = second[column * 3 * stretch + row] = pair[i * GROUP + j];
                 }
-    for (int64_t i = 0; i < 3 * stretch; i++) first[i] = pair[i / stretch * LANES + i % stretch];
+    for (int64_t i = 0; i < 3 * stretch; i++) first[i] = pair[i / stretch * GROUP + i % stretch];
     free(sums);
     return 0;
 }

@@ -6,7 +6,7 @@
    about twice that of summing products one by one.
 
    metazoo.native compiles this file with native.c; metazoo.winograd says what the functions compute. Maps are channels
-   last, weights [F][C][3][3], and both numbers of channels are multiples of LANES. What lies in points is [36][...]. */
+   last, weights [F][C][3][3], and both numbers of channels are multiples of GROUP. What lies in points is [36][...]. */
 
 #include "kernels.h"
 
@@ -101,20 +101,7 @@ INLINE void three_of_points(const lanes *s, lanes *q) {
         }                                                                                \
     } while (0)
 
-/* What multiplies matrices keeps as many sums in registers as there are. */
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define REGISTERS 24
-#else
-#define REGISTERS 12
-#endif
-#if defined(__AVX512F__)
-#define VECTOR 64
-#elif defined(__AVX__)
-#define VECTOR 32
-#else
-#define VECTOR 16
-#endif
-#define SUMS (REGISTERS * VECTOR / (int)sizeof(lanes)) /* at once */
+#define SUMS (REGISTERS / 4 * 3) /* that are kept in registers while matrices are multiplied */
 
 /* c[row][column] (+)= sum over k of a(row, k) b[k][column], for `rows` rows and `blocks` times LANES columns. */
 INLINE void multiply_block(
@@ -179,24 +166,29 @@ static void multiply(
     }
 }
 
-/* Rows and columns of LANES times LANES values, exchanged. */
+/* Rows and columns of LANES times LANES values, exchanged: as many times as LANES is halved, the rows of the first half
+   are interleaved with those of the second. */
 INLINE void transpose(lanes *rows) {
-#if defined(__clang__)
-#define INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#ifdef __clang__
+    real values[LANES][LANES];
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) values[j][i] = rows[i][j];
+    memcpy(rows, values, sizeof values);
 #else
-#define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
-#endif
+    mask first, second;
+    for (int i = 0; i < LANES; i++) {
+        first[i] = i / 2 + i % 2 * LANES;
+        second[i] = first[i] + LANES / 2;
+    }
     for (int halved = 1; halved < LANES; halved *= 2) {
         lanes next[LANES];
-#pragma GCC unroll 8
         for (int i = 0; i < LANES / 2; i++) {
-            lanes a = rows[i], b = rows[i + LANES / 2];
-            next[2 * i] = INTERLEAVE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            next[2 * i + 1] = INTERLEAVE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], first);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], second);
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) rows[i] = next[i];
+        memcpy(rows, next, sizeof next);
     }
+#endif
 }
 
 /* Blocks of a matrix [rows][columns], both multiples of LANES, to [columns][rows]. */
@@ -216,24 +208,14 @@ static void filters_in_points(
     const real *weight, int64_t filters, int64_t channels, int turned, real *turning, real *points
 ) {
     int64_t from = turned ? filters : channels, to = turned ? channels : filters;
-    if (!turned) transpose_matrix(weight, filters, channels * 9, turning);
+    if (turned)
+        for (int64_t f = 0; f < filters; f++)
+            for (int64_t c = 0; c < channels; c++)
+                for (int k = 0; k < 9; k++) turning[(f * 9 + 8 - k) * channels + c] = weight[(f * channels + c) * 9 + k];
+    else transpose_matrix(weight, filters, channels * 9, turning);
     for (int64_t c = 0; c < from; c++)
         for (int64_t f = 0; f < to; f += LANES) {
-            lanes taps[LANES];
-            if (turned) {
-                real last[9 * LANES + LANES] = {0};
-                const real *nine = weight + (c * channels + f) * 9;
-                if (c == from - 1 && f == to - LANES) nine = memcpy(last, nine, 9 * LANES * sizeof(real));
-                for (int l = 0; l < LANES; l++) taps[l] = load(nine + l * 9);
-                transpose(taps);
-                for (int k = 0; k < 4; k++) {
-                    lanes kept = taps[k];
-                    taps[k] = taps[8 - k];
-                    taps[8 - k] = kept;
-                }
-            } else
-                for (int k = 0; k < 9; k++) taps[k] = load(turning + (c * 9 + k) * to + f);
-#define READ(i, j) taps[i * 3 + j]
+#define READ(i, j) load(turning + (c * 9 + i * 3 + j) * to + f)
 #define WRITE(k, l, value) *(lanes *)(points + ((k * 6 + l) * from + c) * to + f) = value
             BOTH_DIRECTIONS(three_in_points, 3, 6, READ, WRITE);
 #undef READ
@@ -243,7 +225,7 @@ static void filters_in_points(
 
 /* From one point to the next of so many values lie an odd number of cache lines, so that the points of a tile, which are
    written together, do not push each other out of the cache. */
-INLINE int64_t apart(int64_t values) { return (values / LANES | 1) * LANES; }
+INLINE int64_t apart(int64_t values) { return (values / GROUP | 1) * GROUP; }
 
 /* Tiles number `first` to `first + count` of the maps in points, [36][count][channels]. */
 static void maps_in_points(const real *x, const Maps *m, int64_t first, int64_t count, const real *zeros, real *points) {
