@@ -100,7 +100,7 @@ def _pixels_of_windows(maps: Tensor, side: int) -> list[Tensor]:
 def _chosen(maps: Tensor, code: Tensor, side: int) -> Tensor:
     """Of every window the pixel that its code names."""
     value, *others = _pixels_of_windows(maps, side)
-    number = code % NEGATIVE
+    number = _number(code)
     for k, pixel in enumerate(others, start=1):
         value = torch.where(number == k, pixel, value)
     return value
@@ -110,10 +110,14 @@ def _spread(g: Tensor, code: Tensor, side: int, shape: torch.Size) -> Tensor:
     """Maps of a shape with each window's value at the pixel that its code names, and zeros everywhere else."""
     if side == 1:
         return g
-    down, across = (torch.arange(side * length, device=g.device) % side for length in g.shape[-2:])
-    here = _enlarged(code % NEGATIVE, side) == (side * down[:, None] + across)
+    down, across = (torch.arange(side, dtype=code.dtype, device=g.device).repeat(length) for length in g.shape[-2:])
+    here = _enlarged(_number(code), side) == (side * down[:, None] + across)
     spread = torch.where(here, _enlarged(g, side), 0)
     return F.pad(spread, (0, shape[-1] - spread.shape[-1], 0, shape[-2] - spread.shape[-2]))
+
+
+def _number(code: Tensor) -> Tensor:
+    return code & (NEGATIVE - 1)
 
 
 def _enlarged(windows: Tensor, side: int) -> Tensor:
