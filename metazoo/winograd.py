@@ -13,11 +13,8 @@ from torch import Tensor
 
 from metazoo import native
 
-POINTS = 36
-"""A tile's values, and a filter's, while they are multiplied."""
-
-LARGEST_FILTERS = 2**20
-"""Bytes that the filters of a layer may take in points: beyond the processor's cache nothing is gained."""
+MOST_PAIRS = 128 * 128
+"""Pairs of a channel and a filter: with many more, the filters leave the processor's cache, and little is gained."""
 
 
 class _Maps(ctypes.Structure):
@@ -33,7 +30,7 @@ def fits(maps: Tensor, weight: Tensor, groups: int = 1) -> bool:
         groups == 1
         and sides == [3, 3]
         and channels % native.GROUP == filters % native.GROUP == 0
-        and filters * channels * POINTS * weight.element_size() <= LARGEST_FILTERS
+        and filters * channels <= MOST_PAIRS
         and maps.device.type == "cpu"
         and maps.dtype == weight.dtype in (torch.float32, torch.float64)
         and maps.numel() > 0
