@@ -67,7 +67,7 @@ class Kernels:
             raise MemoryError("not enough memory for the sums of a batch's maps")
 
 
-Argument = Tensor | float | Shape | Count | None
+Argument = Tensor | float | ctypes.Structure | Count | None
 
 
 def run(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
