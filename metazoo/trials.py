@@ -2,8 +2,8 @@
 
 What is fastest depends on the card, its libraries, the type and the shapes. The answers are kept in the user's cache
 with what was measured; delete `trials.json` there to have them measured anew. Where nothing can be measured, on a CPU
-or while a CUDA graph is being captured, the answer is the default, unless it is known. The environment variable
-`METAZOO_<SUBJECT>` fixes the answer to all questions of a subject.
+or while a CUDA graph is being captured, or shall not be, the answer is the default, unless it is known. The environment
+variable `METAZOO_<SUBJECT>` fixes the answer to all questions of a subject.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def choose(
         key = json.dumps([*_machine(device), subject, *facts])
         chosen = _read().get(key, {}).get("chosen")
         if chosen not in ways:
-            if torch.cuda.is_current_stream_capturing():
+            if _postponed or torch.cuda.is_current_stream_capturing():
                 return default
             times = {name: _milliseconds(way, device) for name, way in ways.items()}
             best = min(times, key=lambda name: times[name])
@@ -63,6 +64,20 @@ def choose(
             _keep(key, {"chosen": chosen, "milliseconds": measured})
         _known[question] = chosen
     return _known[question]
+
+
+_postponed = False
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """While the block runs nothing is tried, as in passes of a shape that will not come again."""
+    global _postponed
+    before, _postponed = _postponed, True
+    try:
+        yield
+    finally:
+        _postponed = before
 
 
 def layout(tensor: torch.Tensor) -> tuple[int, ...]:

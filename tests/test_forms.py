@@ -14,7 +14,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn import functional as F
 
-from metazoo import blocks, forms, registry, trials
+from metazoo import blocks, compiled, forms, registry, trials
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4, ResNet12, create
 from metazoo.convolution import Conv2d, convolve
@@ -193,15 +193,41 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Algorithm], d
     yield step
 
 
-@pytest.mark.parametrize("way", ["eager", "modules"])
-@pytest.mark.parametrize("name", ["anil", "cxgrad", "maml"])
+@pytest.mark.parametrize(
+    ("form", "way", "name"),
+    [(form, "eager", name) for form in FORMS for name in ("cxgrad", "maml")]
+    + [("looped", "modules", name) for name in ("anil", "cxgrad", "maml")],
+)
 def test_meta_steps_are_the_plain_networks(
     monkeypatch: pytest.MonkeyPatch, plainly: Any, form: str, way: str, name: str
 ) -> None:
+    monkeypatch.setenv("METAZOO_CONVOLUTION", form)
     monkeypatch.setenv("METAZOO_BLOCK", way)
     method: Any = registry.algorithm(name)
     algorithm = tiny_algorithm(method, method.Settings(inner_steps=2))
     same(meta_step(algorithm), plainly(algorithm))
+
+
+@pytest.mark.parametrize("name", ["cxgrad", "maml"])
+def test_a_first_meta_step_with_all_its_trials(monkeypatch: pytest.MonkeyPatch, plainly: Any, name: str) -> None:
+    """Every way is gone in the middle of the pass, forwards and backwards; each question is answered differently."""
+    asked: list[str] = []
+
+    def choose(subject: str, facts: Any, ways: dict[str, Callable[[], object]], default: str, device: Any) -> str:
+        asked.append(f"{subject} {facts[0]}")
+        for way in ways.values():
+            way()
+        return list(ways)[len(asked) % len(ways)]
+
+    monkeypatch.setattr(trials, "choose", choose)
+    monkeypatch.setattr(blocks, "_on_kernels", lambda maps: False)
+    monkeypatch.setattr(compiled, "available", lambda device: False)
+    method: Any = registry.algorithm(name)
+    algorithm = tiny_algorithm(method, method.Settings(inner_steps=2))
+    found = meta_step(algorithm)
+    assert {"convolution forward", "convolution of_maps", "convolution of_weight"} < set(asked)
+    assert "block torch.float64" in asked
+    same(found, plainly(algorithm))
 
 
 def test_resnets_convolutions_run_in_the_form(form: str) -> None:

@@ -28,11 +28,11 @@ def algorithm_of(name: str, precision: Any) -> Algorithm:
     return algorithm
 
 
-def meta_step(algorithm: Algorithm) -> dict[str, Tensor]:
+def meta_step(algorithm: Algorithm, together: bool = False) -> dict[str, Tensor]:
     drawn = tiny_episodes(2, shots=5, queries=5)
     episodes = replace(drawn, support_x=drawn.support_x.float(), query_x=drawn.query_x.float())
     algorithm.zero_grad()
-    outcomes = [algorithm.learn(chunk) for chunk in episodes.chunks(1)]
+    outcomes = [algorithm.learn(chunk) for chunk in episodes.chunks(2 if together else 1)]
     torch.cat([outcome.losses for outcome in outcomes]).sum().backward()
     gradients = {n: p.grad.clone() for n, p in algorithm.named_parameters() if p.grad is not None}
     return gradients | {"losses": torch.cat([outcome.losses.detach() for outcome in outcomes])}
@@ -50,6 +50,18 @@ def test_a_meta_step_is_close_to_float32s(monkeypatch: pytest.MonkeyPatch, name:
     assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
     assert torch.cosine_similarity(one, other, dim=0) > 0.95
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("way", ["eager", "modules"])
+@pytest.mark.parametrize("name", ["anil", "cxgrad", "maml"])
+def test_stacked_tasks_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, way: str) -> None:
+    exact = meta_step(algorithm_of(name, "float32"))
+    monkeypatch.setenv("METAZOO_BLOCK", way)
+    monkeypatch.setenv("METAZOO_CONVOLUTION", "looped")
+    rounded = meta_step(algorithm_of(name, "bfloat16"), together=True)
+    torch.testing.assert_close(rounded["losses"], exact["losses"], atol=0.1, rtol=0.1)
+    one, other = (torch.cat([step[key].flatten() for key in exact if key != "losses"]) for step in (exact, rounded))
+    assert 0.95 < torch.cosine_similarity(one, other, dim=0) < 1 - 1e-6
 
 
 @needs_kernels

@@ -112,6 +112,15 @@ def test_while_a_graph_is_captured_nothing_is_tried(timed: list[str], monkeypatc
     assert len(timed) == 3
 
 
+def test_trials_can_wait(timed: list[str]) -> None:
+    with pytest.raises(ZeroDivisionError), trials.postponed():
+        assert ask("unknown") == "slow" and not timed
+        raise ZeroDivisionError
+    assert ask("unknown") == "fast"
+    with trials.postponed():
+        assert ask("unknown") == "fast"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "\xff"])
 def test_a_damaged_file_is_written_anew(timed: list[str], cache: Path, content: str) -> None:
     cache.parent.mkdir()
