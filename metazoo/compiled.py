@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metazoo import trials
+
 
 def available(device: torch.device) -> bool:
     """Whether torch can compile for a device: for a GPU it needs Triton, which comes with it on Linux."""
@@ -22,7 +24,8 @@ def available(device: torch.device) -> bool:
 class Compiled:
     """A function of tensors (or None) and, by keyword, of numbers; no gradient goes through it.
 
-    The code that is made for GPUs stays in torch's own cache on disk, and what was made in a process in this one.
+    The code that is made for GPUs stays in torch's own cache on disk, and what was made in a process in this one. While
+    a CUDA graph is being captured nothing is compiled: what is not there yet runs as it is.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -30,11 +33,13 @@ class Compiled:
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._lock = threading.RLock()
 
-    def __call__(self, *tensors: Tensor | None, **numbers: float) -> Any:
-        kind = *map(_kind, tensors), *numbers.values()
-        values = [None if tensor is None else tensor.detach() for tensor in tensors]
+    def __call__(self, first: Tensor, *others: Tensor | None, **numbers: float) -> Any:
+        kind = *map(_kind, (first, *others)), *numbers.values()
+        values = [first.detach(), *(None if tensor is None else tensor.detach() for tensor in others)]
         with torch.no_grad():
             if kind not in self._made:
+                if trials.is_capturing(first.device):
+                    return self._function(*values, **numbers)
                 with self._lock, warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # advice on TF32, which is not ours to take
                     made = self._make(numbers)

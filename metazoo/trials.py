@@ -55,7 +55,7 @@ def choose(
         key = json.dumps([*_machine(device), subject, *facts])
         chosen = _read().get(key, {}).get("chosen")
         if chosen not in ways:
-            if _postponed or torch.cuda.is_current_stream_capturing():
+            if _postponed or is_capturing(device):
                 return default
             times = {name: _milliseconds(way, device) for name, way in ways.items()}
             best = min(times, key=lambda name: times[name])
@@ -78,6 +78,11 @@ def postponed() -> Iterator[None]:
         yield
     finally:
         _postponed = before
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is computed on the device is being recorded in a CUDA graph, so that nothing may be waited for."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def layout(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -115,7 +115,7 @@ def test_training_and_evaluation_are_inside(
         run = training.train(tiny.config(precision="tf32"), home=tmp_path, device="cpu")
         evaluation.evaluate(run, episodes=2, device="cpu", rules=["last"], reporter=notes)
     assert {what for what, *_ in seen} == {"training", "validation", "test"}
-    assert {found for _, *found in map(tuple, seen) for found in found} == {"tf32"}
+    assert {switch for _, *both in seen for switch in both} == {"tf32"}
     assert switches() == before and not notes.texts
     notes = Notes()
     evaluation.evaluate(Run.open(run.folder), episodes=3, device="cpu", rules=["last"], reporter=notes)
