@@ -10,7 +10,7 @@ member: the chair has none to give, which ends the attempt, and the members pred
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from metazoo.algorithm import Algorithm, InnerLoop, Metric
 from metazoo.episodes import Episodes
+from metazoo.graphs import Recorder, Replayed
 from metazoo.learner import Learner
+from metazoo.meta_pass import Prediction
 from metazoo.stacking import StackedBackbone
 
 _PARAMETERS = nn.ParameterList, nn.ParameterDict
@@ -27,30 +29,51 @@ _PARAMETERS = nn.ParameterList, nn.ParameterDict
 class Committee:
     """Members that predict on the same episodes: in stacked passes where they can, else one after the other."""
 
-    def __init__(self, members: Sequence[Algorithm]):
+    def __init__(
+        self,
+        members: Sequence[Algorithm],
+        recorder: Recorder | None = None,
+        note: Callable[[str], object] = lambda text: None,
+    ):
         self.members = list(members)
         self._chair = _Chair(self.members) if _alike(self.members) else None
         self._tried = False
+        said: list[str] = []
+
+        def note_once(text: str) -> None:
+            if not said:
+                note(text)
+            said.append(text)
+
+        what = "The passes of evaluation"
+        self._passes = [Replayed(Prediction(member), recorder, what, note_once) for member in self.members]
+        together = Prediction(self._chair.method) if self._chair else None
+        self._stacked_passes = Replayed(together, recorder, what, note_once) if together else None
 
     @property
     def is_stacked(self) -> bool:
         """Whether predictions have been made in stacked passes, and are from here on."""
         return self._chair is not None and self._tried
 
-    def predict(self, episodes: Episodes, size: int) -> list[Tensor]:
-        """Query outputs `[T, Q, N]` of every member, with at most `size` tasks in a pass.
+    def predict(self, episodes: Episodes, size: int, replay: bool = True) -> list[Tensor]:
+        """Query outputs `[T, Q, N]` of every member, with at most `size` tasks in a pass; without `replay`, as ever.
 
         Passes are stacked if one of them has room for an episode of each member.
         """
+
+        def outputs(passes: Replayed, part: Episodes) -> Tensor:
+            return (passes(part) if replay else passes.once(part))["outputs"].clone()
+
         each = size // len(self.members)
-        if self._chair is not None and each:
+        if self._chair is not None and self._stacked_passes is not None and each:
             try:
                 self._try(self._chair, episodes)
-                parts = [self._chair.predict(part) for part in episodes.chunks(each)]
-                return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+                passes = self._stacked_passes
+                parts = [self._chair.shares(outputs(passes, self._chair.tasks(part))) for part in episodes.chunks(each)]
+                return [torch.cat(shares) for shares in zip(*parts, strict=True)]
             except _OneForEachMember:
                 self._chair = None
-        return [torch.cat([member.predict(part).detach() for part in episodes.chunks(size)]) for member in self.members]
+        return [torch.cat([outputs(passes, part) for part in episodes.chunks(size)]) for passes in self._passes]
 
     def _try(self, chair: _Chair, episodes: Episodes) -> None:
         """Once, with one and two episodes: what has as many rows as there are tasks in both cases has a row a task."""
@@ -79,10 +102,18 @@ class _Chair:
 
     def predict(self, episodes: Episodes) -> tuple[Tensor, ...]:
         """Query outputs `[T, Q, N]` of every member. Raises _OneForEachMember."""
-        tasks = episodes.select(list(range(len(episodes))) * self.members)
+        return self.shares(self.method.predict(self.tasks(episodes)).detach())
+
+    def tasks(self, episodes: Episodes) -> Episodes:
+        """The episodes as the tasks of a stacked pass: all of them for each member."""
+        tasks = episodes.repeated(self.members)
         for module in self.modules:
             module.tasks = len(tasks)
-        return self.method.predict(tasks).detach().chunk(self.members)
+        return tasks
+
+    def shares(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Every member's part of what a stacked pass has given."""
+        return outputs.chunk(self.members)
 
 
 class _LearnerOfMembers(Learner):

@@ -217,6 +217,17 @@ class Episodes:
         support, query = (self.support_x[tasks], self.support_y[tasks]), (self.query_x[tasks], self.query_y[tasks])
         return Episodes(*support, *query, self.ways, None if self.numbers is None else self.numbers[tasks])
 
+    def repeated(self, times: int) -> Episodes:
+        """All of the episodes, and all of them again, `times` times."""
+        return Episodes(
+            torch.cat([self.support_x] * times),
+            torch.cat([self.support_y] * times),
+            torch.cat([self.query_x] * times),
+            torch.cat([self.query_y] * times),
+            self.ways,
+            None if self.numbers is None else self.numbers.repeat(times),
+        )
+
     def chunks(self, size: int) -> Iterator[Episodes]:
         """The same episodes, `size` at a time (the last chunk may be smaller), as views that copy nothing."""
         if size < 1:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from metazoo import assembly, hardware, objectives, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
-from metazoo.committee import Committee
 from metazoo.config import RunConfig, code_version, describe
 from metazoo.data.dataset import dataset
 from metazoo.domains import Domain, Stream, open_domain
@@ -24,6 +23,7 @@ from metazoo.leaks import Leak, find_leak, leak_text
 from metazoo.measures import ACCURACY, Measure
 from metazoo.placement import known_placement
 from metazoo.precision import arithmetic, stand_in
+from metazoo.predicting import Predictors
 from metazoo.prefetching import batches
 from metazoo.progress import Reporter
 from metazoo.records import AnyEvaluation, ErrorEvaluation, Evaluation, Interval, Record, Rule
@@ -31,12 +31,6 @@ from metazoo.run import Run, now
 from metazoo.statistics import episode_interval, query_interval
 
 RULES: tuple[Rule, ...] = ("last", "best", "ensemble")
-
-STACKED_TASKS = 32
-"""Tasks of each model in one pass unless told otherwise, where stacking pays; halved until they fit."""
-
-GATHER_TASKS = 16
-"""Episodes gathered at a time, at least: gathering few at a time costs more."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -218,19 +212,20 @@ def episode_scores(
     device: torch.device,
     tasks_per_pass: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
+    predictors: Predictors | None = None,
 ) -> dict[Key, list[float]]:
     """The score (`objectives.scores`) of each committee on each of the first `episodes` episodes of a stream.
 
     A committee predicts by the mean of its members' raw outputs. A model that is in several adapts once, and where
     passes are stacked, each holds tasks of all models (`metazoo.committee`). Torch's global generators are left as they
-    were. `progress` is called with the number of episodes done and may raise.
+    were. `progress` is called with the number of episodes done and may raise. `predictors` are those of all the models,
+    in order of their first appearance, where they are to be used again.
     """
     models = {id(model): model for members in committees.values() for model in members}
     modes = {key: model.training for key, model in models.items()}
-    automatic = STACKED_TASKS * len(models)
-    size = hardware.tasks_at_once(tasks_per_pass, device, automatic, nn.ModuleList(models.values()))
+    predict = predictors or Predictors(list(models.values()), device, tasks_per_pass)
     scores: dict[Key, list[Tensor]] = {key: [] for key in committees}
-    gathered = max(size // len(models), GATHER_TASKS)
+    gathered = predict.gathered
     spans = ((start, min(gathered, episodes - start)) for start in range(0, episodes, gathered))
     coming = batches(stream, spans)
     done = 0
@@ -238,17 +233,9 @@ def episode_scores(
         torch.manual_seed(0)
         for model in models.values():
             model.eval()
-        everyone = Committee(list(models.values()))
         try:
             for batch in coming:
-                outputs: dict[int, Tensor] = {}
-                while not outputs:
-                    try:
-                        outputs = dict(zip(models, everyone.predict(batch, size), strict=True))
-                    except RuntimeError as error:
-                        if tasks_per_pass is not None or size == 1 or not hardware.is_out_of_memory(error):
-                            raise
-                        size //= 2
+                outputs = dict(zip(models, predict(batch), strict=True))
                 for committee, members in committees.items():
                     mean = torch.stack([outputs[id(model)] for model in members]).mean(dim=0)
                     scores[committee].append(objectives.scores(mean, batch.query_y))

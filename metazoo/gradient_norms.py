@@ -12,47 +12,59 @@ PARTS = 10
 """An epoch's iterations are averaged in this many parts, one after another."""
 
 
+class NormSums:
+    """The sum of the L2 norms of each tensor's gradients and their number: one tensor `[2]` by the tensor's name."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Count the gradients `[T, ...]` of T tasks, by the tensors' names. It only queues work on the device."""
+        for name, gradient in gradients.items():
+            norms = torch.linalg.vector_norm(gradient.detach().flatten(1), dim=1)
+            total = torch.stack([norms.sum(dtype=torch.float64), norms.new_full((), len(norms), dtype=torch.float64)])
+            self.totals[name] = self.totals[name] + total if name in self.totals else total
+
+
 class MeanNorms:
     """The mean L2 norm of each tensor's gradients in every part of an epoch.
 
-    `add` only queues work on the device; `means` waits for it.
+    `add` only queues work on the device; `means` and `state` wait for it.
     """
 
     def __init__(self, parts: int):
         self.parts, self.part = parts, 0
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, list[int]] = {}
+        self._totals: dict[str, Tensor] = {}
 
-    def add(self, gradients: Mapping[str, Tensor]) -> None:
-        """Count the gradients `[T, ...]` of T tasks, by the tensors' names, in the part at hand."""
-        for name, gradient in gradients.items():
-            norms = torch.linalg.vector_norm(gradient.detach().flatten(1), dim=1)
-            if name not in self._sums:
-                self._sums[name] = torch.zeros(self.parts, dtype=torch.float64, device=norms.device)
-                self._counts[name] = [0] * self.parts
-            self._sums[name][self.part] += norms.sum()
-            self._counts[name][self.part] += len(norms)
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        """Count what `NormSums` has found, in the part at hand."""
+        for name, total in totals.items():
+            if name not in self._totals:
+                self._totals[name] = torch.zeros(self.parts, 2, dtype=torch.float64, device=total.device)
+            self._totals[name][self.part] += total
 
     def means(self) -> dict[str, list[float | None]]:
         """The mean norm of each part by the tensors' names, to 6 digits; None for a part in which there was none."""
         return {
-            name: [
-                float(f"{total / count:.6g}") if count else None
-                for total, count in zip(sums.tolist(), self._counts[name], strict=True)
-            ]
-            for name, sums in self._sums.items()
+            name: [float(f"{total / count:.6g}") if count else None for total, count in totals.tolist()]
+            for name, totals in self._totals.items()
         }
 
     def state(self) -> dict[str, Any]:
         """What `load` takes, on any device."""
-        return {"sums": dict(self._sums), "counts": {name: list(counts) for name, counts in self._counts.items()}}
+        return {
+            "sums": {name: totals[:, 0].clone() for name, totals in self._totals.items()},
+            "counts": {name: [int(count) for count in totals[:, 1].tolist()] for name, totals in self._totals.items()},
+        }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: sums.to(device) for name, sums in state["sums"].items()}
-        self._counts = {name: list(counts) for name, counts in state["counts"].items()}
+        self._totals = {
+            name: torch.stack([sums.cpu(), torch.tensor(state["counts"][name], dtype=torch.float64)], dim=1).to(device)
+            for name, sums in state["sums"].items()
+        }
 
     def clear(self) -> None:
-        self._sums, self._counts = {}, {}
+        self._totals = {}
 
 
 class GradientRecord:

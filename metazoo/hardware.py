@@ -8,7 +8,7 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,16 +77,30 @@ def describe(device: torch.device) -> str:
     return f"{_cpu_name()} ({threads} of {os.cpu_count()} cores, {_memory_gib():.0f} GiB)"
 
 
+_peaks: dict[torch.device, int] = {}
+"""The peaks of GPUs from before PyTorch's count of them was begun anew."""
+
+
 def reset_peak(device: torch.device) -> None:
     """Begin to measure a GPU's peak memory anew; the peak of a process on a CPU cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        _peaks[device] = 0
+
+
+def peak_of(work: Callable[[], object], device: torch.device) -> int:
+    """The bytes that work on a GPU adds, at most, to what its tensors take; `peak_memory_mb` takes no notice of it."""
+    _peaks[device] = max(_peaks.get(device, 0), torch.cuda.max_memory_allocated(device))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Peak memory in MiB: of the tensors on a GPU; on a CPU, of the whole process (resident) since it began."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return max(_peaks.get(device, 0), torch.cuda.max_memory_allocated(device)) / 2**20
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage hands a process the peak of the one that started it
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
-from metazoo import assembly, hardware, objectives
+from metazoo import assembly, graphs, hardware
 from metazoo.backbones import parameter_count
-from metazoo.config import RunConfig, TrainingSettings
+from metazoo.config import RunConfig
 from metazoo.domains import Domain
 from metazoo.episodes import Episodes
 from metazoo.errors import Diverged
 from metazoo.evaluation import episode_scores, interval, load_weights
-from metazoo.gradient_norms import GradientRecord
+from metazoo.gradient_norms import GradientRecord, NormSums
+from metazoo.graphs import Replayed
+from metazoo.memory import PassSize
+from metazoo.meta_pass import MetaPass, Results, together
 from metazoo.metrics import MetricsLog
 from metazoo.outer_step import OuterStep
+from metazoo.outer_update import OuterUpdate, outer_lr
 from metazoo.placement import Placement
+from metazoo.predicting import Predictors
 from metazoo.prefetching import batches
 from metazoo.progress import Reporter, Stage
 from metazoo.run import Run, Summary
@@ -30,19 +36,6 @@ CHECKPOINT_SECONDS = 60.0
 
 LOOK_SECONDS = 0.5
 """Loss and score are read from the device this often: each reading waits for all the work that is queued there."""
-
-
-def outer_lr(settings: TrainingSettings, epoch: int) -> float:
-    """The outer rate of epoch e (from 0).
-
-    Constant; or min + (lr0 - min) (1 + cos(pi e / epochs)) / 2; or lr0 times `decay` for every milestone passed.
-    """
-    if settings.schedule == "constant":
-        return settings.outer_lr
-    if settings.schedule == "steps":
-        return settings.outer_lr * settings.decay ** sum(milestone <= epoch for milestone in settings.milestones)
-    turn = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
-    return settings.min_outer_lr + (settings.outer_lr - settings.min_outer_lr) * turn
 
 
 class Trainer:
@@ -57,20 +50,24 @@ class Trainer:
         reporter: Reporter,
         record_gradients: bool = False,
         placement: Placement | None = None,
+        record_graphs: bool = True,
     ):
         self.settings = config.training
         self.device = device
         self.reporter = reporter
-        self.asked_tasks_per_pass = tasks_per_pass
         self.measure = domain.measure
         self.model = assembly.build(config, domain.inputs).to(device)
-        self.tasks_per_pass = hardware.tasks_at_once(tasks_per_pass, device, self.settings.meta_batch, self.model)
         self.stream = domain.episodes(config, "train", config.seed, device, domain.inputs, placement)
         # The validation episodes are the same for every seed.
         self.validation = domain.episodes(config, "val", 0, device, domain.inputs, placement)
-        self.groups = self.model.outer_groups()
-        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
-        self.optimizer = self._new_optimizer()
+        self.update = OuterUpdate(self.model.outer_groups(), self.settings, device)
+        self.parameters = self.update.parameters
+        self.pass_size = PassSize(tasks_per_pass, device, self.settings.meta_batch, self.model)
+        scale = 1 / self.settings.meta_batch if self.settings.reduction == "mean" else 1.0
+        self.meta_pass = MetaPass(self.model, self.parameters, scale)
+        recorder = graphs.recorder(device) if record_graphs else None
+        self.learning = Replayed(self.meta_pass, recorder, "The passes of training", reporter.note)
+        self.predictors = Predictors([self.model], device, tasks_per_pass, record_graphs, reporter.note)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.score_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.gradients = GradientRecord(self.settings.iterations_per_epoch) if record_gradients else None
@@ -121,9 +118,8 @@ class Trainer:
     def _train_epoch(self, stop: StopRequest) -> None:
         settings = self.settings
         first_order = self.epoch < settings.first_order_epochs
-        norms = self.gradients.inner if self.gradients else None
-        outer = OuterStep(first_order=first_order, epoch=self.epoch, epochs=settings.epochs, gradient_norms=norms)
-        self._set_rates(outer)
+        outer = OuterStep(first_order=first_order, epoch=self.epoch, epochs=settings.epochs)
+        self.update.set_rates(outer, self.epoch)
         end = (self.epoch + 1) * settings.iterations_per_epoch
         before = self.epoch_seconds
         begun = looked = saved = time.perf_counter()
@@ -151,41 +147,27 @@ class Trainer:
 
     def _step(self, outer: OuterStep, batch: Episodes) -> None:
         """One outer iteration on its meta-batch. Nothing here waits for the device."""
-        settings = self.settings
-        scale = 1 / settings.meta_batch if settings.reduction == "mean" else 1.0
-        if settings.legacy_restart_every and self.iteration % settings.legacy_restart_every == 0:
-            self.optimizer = self._new_optimizer()
-            self._set_rates(outer)
-        self.optimizer.zero_grad(set_to_none=True)
+        restart_every = self.settings.legacy_restart_every
+        if restart_every and self.iteration % restart_every == 0:
+            self.update.restart()
+            self.update.set_rates(outer, self.epoch)
+        self.meta_pass.counts_norms = self.gradients is not None
+        self.pass_size.measure(partial(self.learning.once, outer=outer), batch)
+        results = self.pass_size.run(partial(self._passes, outer, batch))
+        self.meta_pass.give_gradients(results)
+        self.loss_sum += results["loss"]
+        self.score_sum += results["score"]
         if self.gradients:
             self.gradients.enter(self.iteration)
-        for part in batch.chunks(self.tasks_per_pass):
-            outcome = self.model.learn(part, outer)
-            (outcome.losses.sum() * scale).backward()
-            self.loss_sum += outcome.losses.detach().sum()
-            self.score_sum += objectives.scores(outcome.logits.detach(), part.query_y).sum()
-        if self.gradients:
-            self.gradients.outer.add(
-                {
-                    name: parameter.grad.unsqueeze(0)
-                    for name, parameter in self.model.backbone.named_parameters()
-                    if parameter.grad is not None
-                }
-            )
-        for group in self.groups:
-            if group.clamped and settings.gradient_clamp is not None:
-                torch.nn.utils.clip_grad_value_(group.parameters, settings.gradient_clamp)
-            if group.max_norm is not None:
-                torch.nn.utils.clip_grad_norm_(group.parameters, group.max_norm)
-        self.optimizer.step()
+            self.gradients.inner.add(self.meta_pass.norms(results))
+            found = ((name, parameter.grad) for name, parameter in self.model.backbone.named_parameters())
+            norms = NormSums()
+            norms.add({name: gradient.unsqueeze(0) for name, gradient in found if gradient is not None})
+            self.gradients.outer.add(norms.totals)
+        self.update.step()
 
-    def _new_optimizer(self) -> torch.optim.Adam:
-        groups = [{"params": list(group.parameters)} for group in self.groups]
-        return torch.optim.Adam(groups, lr=self.settings.outer_lr)
-
-    def _set_rates(self, outer: OuterStep) -> None:
-        for group, held in zip(self.groups, self.optimizer.param_groups, strict=True):
-            held["lr"] = outer_lr(self.settings, self.epoch) * group.rate(outer)
+    def _passes(self, outer: OuterStep, batch: Episodes, size: int) -> Results:
+        return together(partial(self.learning, outer=outer), list(batch.chunks(size)))
 
     def _look(self, stage: Stage, tasks_per_second: float) -> None:
         loss, value = self._averages()
@@ -224,8 +206,8 @@ class Trainer:
                 stage.update(done)
 
             committees = {"validation": [self.model]}
-            asked = self.asked_tasks_per_pass
-            scores = episode_scores(committees, self.validation, episodes, self.device, asked, progress)["validation"]
+            of_validation = self.validation, episodes, self.device, None, progress, self.predictors
+            scores = episode_scores(committees, *of_validation)["validation"]
         self.epoch_validation_seconds = time.perf_counter() - begun
         return scores
 
@@ -272,7 +254,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.update.state_dict(),
             "iteration": self.iteration,
             "epoch": self.epoch,
             "loss_sum": self.loss_sum,
@@ -289,7 +271,7 @@ class Trainer:
 
     def _load(self, state: dict[str, Any]) -> None:
         load_weights(self.model, state["model"], self.run)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load_state_dict(state["optimizer"])
         self.iteration, self.epoch = state["iteration"], state["epoch"]
         self.loss_sum = state["loss_sum"].to(self.device)
         self.score_sum = state["score_sum" if "score_sum" in state else "correct"].to(self.device, torch.float64)

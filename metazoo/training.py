@@ -105,8 +105,8 @@ def train(
 def _train_marking_state(trainer: Trainer, run: Run) -> None:
     """Train, and leave in the run's folder how it ended."""
     remedy = "lower tasks_per_pass"
-    if trainer.tasks_per_pass > 1:
-        remedy += f" (now {trainer.tasks_per_pass}; it changes no result)"
+    if trainer.pass_size.tasks > 1:
+        remedy += f" (now {trainer.pass_size.tasks}; it changes no result)"
     remedy += ", then meta_batch, queries or the backbone's filters"
     try:
         with StopRequest() as stop, hardware.memory_sentences(trainer.device, f"training {run.name}", remedy):

@@ -21,8 +21,8 @@ from metazoo.config import TrainingSettings
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
 from metazoo.learner import Learner, TaskBatch
-from metazoo.outer_loop import outer_lr
 from metazoo.outer_step import OuterStep
+from metazoo.outer_update import outer_lr
 from metazoo.stacking import each_task
 from metazoo.testing import tiny_algorithm, tiny_episodes, trace
 

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from metazoo import TaskBatch, registry
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
-from metazoo.evaluation import GATHER_TASKS, episode_scores
+from metazoo.evaluation import episode_scores
 from metazoo.placement import Place
+from metazoo.predicting import GATHER_TASKS
 from metazoo.testing import tiny_algorithm, tiny_episodes
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from metazoo.algorithms.cxgrad import CxGrad
 from metazoo.algorithms.maml import MAML
 from metazoo.algorithms.modgrad import ModGrad
 from metazoo.episodes import Episodes
-from metazoo.gradient_norms import GradientRecord, MeanNorms
+from metazoo.gradient_norms import GradientRecord, NormSums
 from metazoo.outer_step import OuterStep
 from metazoo.progress import Message, Reporter
 from metazoo.run import Run
@@ -34,9 +34,9 @@ def sets(tiny_sets: None) -> None:  # noqa: F811
 
 def recorded(algorithm: Any, tasks: int = 2) -> dict[str, float | None]:
     """The mean norms of one meta-step's inner gradients, by tensor."""
-    norms = MeanNorms(1)
+    norms = NormSums()
     algorithm.learn(tiny_episodes(tasks), OuterStep(gradient_norms=norms))
-    return {name: value for name, (value,) in norms.means().items()}
+    return {name: float(total[0] / total[1]) for name, total in norms.totals.items()}
 
 
 def descent(algorithm: Any, weights: dict[str, torch.Tensor], lr: float, steps: int, task: int) -> list[dict[str, Any]]:
@@ -78,9 +78,9 @@ def test_cxgrads_gradients_are_at_the_rescaled_weights_and_its_first_look_is_not
         weights[name] = factor * weight / weight.norm()
     expected = mean([step for task in (0, 1) for step in descent(algorithm, weights, 0.0, 1, task)])
     assert recorded(algorithm) == pytest.approx(expected, rel=1e-5)
-    norms = MeanNorms(1)
+    norms = NormSums()
     algorithm.learn(tiny_episodes(2), OuterStep(gradient_norms=norms))
-    assert {tuple(counts) for counts in norms.state()["counts"].values()} == {(2,)}
+    assert {int(total[1]) for total in norms.totals.values()} == {2}
 
 
 def test_only_tensors_that_move_are_counted() -> None:
@@ -172,7 +172,9 @@ def test_the_parts_of_an_epoch_cover_it(iterations: int) -> None:
     for iteration in range(2 * iterations, 3 * iterations):
         record.enter(iteration)
         parts.append(record.inner.part)
-        record.inner.add({"w": torch.full((2, 3), float(iteration))})
+        norms = NormSums()
+        norms.add({"w": torch.full((2, 3), float(iteration))})
+        record.inner.add(norms.totals)
     closed = record.close_epoch(3 * iterations)
     assert parts == sorted(parts) and set(parts) == set(range(min(10, iterations)))
     ends = [

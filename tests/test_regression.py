@@ -179,7 +179,7 @@ def test_stacking_changes_only_rounding(algorithm: str) -> None:
     for tasks_per_pass in (None, 1, 2):
         asked = resolve(config(algorithm=algorithm, settings={"inner_steps": 1}), None)
         subject = Trainer(asked, open_domain("sinusoid"), CPU, tasks_per_pass, Reporter())
-        assert subject.tasks_per_pass == (tasks_per_pass or 5)
+        assert subject.pass_size.tasks == (tasks_per_pass or 5)
         subject._step(outer_loop.OuterStep(), subject.stream.batch(0, 5))
         weights.append(torch.cat([parameter.grad.flatten() for parameter in subject.parameters]))
     for other in weights[1:]:

@@ -18,15 +18,16 @@ from rich.console import Console
 from test_checkpoint import assert_same
 from tiny import tiny_sets  # noqa: F401
 
-from metazoo import assembly, evaluation, hardware, outer_loop, progress, training
+from metazoo import assembly, evaluation, hardware, outer_loop, outer_update, progress, training
 from metazoo.algorithms.maml import MAML
 from metazoo.config import RunConfig, TrainingSettings, resolve
 from metazoo.data.store import Store
 from metazoo.domains import open_domain
 from metazoo.episodes import EpisodeStream
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
-from metazoo.outer_loop import Trainer, outer_lr
+from metazoo.outer_loop import Trainer
 from metazoo.outer_step import OuterStep
+from metazoo.outer_update import outer_lr
 from metazoo.progress import Reporter
 from metazoo.run import Run, State
 
@@ -176,7 +177,7 @@ def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
 
 
 def explode(monkeypatch: pytest.MonkeyPatch, from_epoch: int, rate: float) -> None:
-    monkeypatch.setattr(outer_loop, "outer_lr", lambda settings, epoch: rate if epoch >= from_epoch else 1e-3)
+    monkeypatch.setattr(outer_update, "outer_lr", lambda settings, epoch: rate if epoch >= from_epoch else 1e-3)
 
 
 @pytest.mark.parametrize(

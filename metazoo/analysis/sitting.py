@@ -14,8 +14,9 @@ from metazoo.analysis.subjects import Subject, check_same
 from metazoo.data.dataset import dataset
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
-from metazoo.evaluation import GATHER_TASKS, STACKED_TASKS, known_rules, restored, target_domain
+from metazoo.evaluation import known_rules, restored, target_domain
 from metazoo.precision import arithmetic
+from metazoo.predicting import GATHER_TASKS, STACKED_TASKS
 from metazoo.progress import Reporter
 from metazoo.records import Rule
 

@@ -1,0 +1,123 @@
+"""Every method's recorded passes, replayed on other episodes and weights, are its passes; so are whole trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tape
+import tiny
+import torch
+from tape import Tapes, assert_equal, episodes, kept
+from test_checkpoint import StopAt, assert_same
+from tiny import tiny_sets  # noqa: F401
+
+from metazoo import graphs, native, outer_loop, registry, training
+from metazoo.algorithm import Algorithm
+from metazoo.backbones import Conv4
+from metazoo.episodes import Episodes
+from metazoo.errors import Diverged
+from metazoo.graphs import Replayed
+from metazoo.meta_pass import MetaPass, Prediction
+from metazoo.outer_step import OuterStep
+from metazoo.testing import tiny_algorithm
+
+DRAWS_ON_THE_HOST = {"mgaug"}
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU is not asked whether labels are in range, and runs none of the kernels for CPUs, which no tape can see."""
+    monkeypatch.setattr(torch.nn.functional, "one_hot", tape.one_hot)
+    with native.set_aside():
+        yield
+
+
+def make(name: str) -> Algorithm:
+    method = registry.algorithm(name)
+    settings: dict[str, Any] = {}
+    if "inner_steps" in method.Settings.model_fields:
+        settings = {"inner_steps": 2}
+    elif "base_settings" in method.Settings.model_fields:
+        settings = {"base_settings": {"inner_steps": 2}}
+    return tiny_algorithm(method, method.Settings.model_validate(settings), Conv4.Settings(filters=4))
+
+
+@pytest.mark.parametrize("name", registry.algorithms())
+def test_a_replayed_pass_is_the_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "WATCHED_RUN", 1)
+    model, notes = make(name), list[str]()
+    parameters = [parameter for group in model.outer_groups() for parameter in group.parameters]
+    learn = MetaPass(model, parameters, 0.5)
+    learn.counts_norms = True
+    for work, asks in ((learn, name in DRAWS_ON_THE_HOST), (Prediction(model), False)):
+        passes = Replayed(work, Tapes(), "Passes", notes.append)
+        for seed in (1, 2):
+            passes(episodes(seed))
+        assert passes.is_replaying is not asks
+        found = kept(passes(episodes(3)))
+        assert_equal(found, work(episodes(3), OuterStep()))
+        with torch.no_grad():  # weights are updated where they are
+            for parameter in parameters:
+                parameter.mul_(1.1)
+        moved = passes(episodes(3))
+        assert_equal(moved, work(episodes(3), OuterStep()))
+        assert any(not torch.equal(moved[key], found[key]) for key in found)
+    assert len(notes) == (name in DRAWS_ON_THE_HOST)
+    for note in notes:
+        assert note.startswith("Passes run operation by operation, not as one recorded CUDA graph: ")
+
+
+def trained(home: Path, monkeypatch: pytest.MonkeyPatch, tapes: Tapes | None, **changes: Any) -> Any:
+    with monkeypatch.context() as patch:
+        if tapes is not None:
+            patch.setattr(graphs, "recorder", lambda device: tapes)
+        record_gradients = changes.pop("record_gradients", False)
+        tasks_per_pass = changes.pop("tasks_per_pass", None)
+        config = tiny.config(iterations_per_epoch=6, **changes)
+        return training.train(config, home=home, record_gradients=record_gradients, tasks_per_pass=tasks_per_pass)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "parts": {"meta_batch": 3, "tasks_per_pass": 2, "record_gradients": True, "first_order_epochs": 1},
+    "schedules": {"algorithm": "mamlpp", "epochs": 4, "gradient_clamp": 0.1},
+    "restarts": {"algorithm": "l2f", "legacy_restart_every": 4},
+    "cannot": {"algorithm": "mgaug", "settings": {"base_settings": {"inner_steps": 1}}},
+}
+
+
+@pytest.mark.usefixtures("tiny_sets")
+@pytest.mark.parametrize("case", CASES)
+def test_a_recorded_training_is_the_training(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes = Tapes()
+    run = trained(tmp_path / "recorded", monkeypatch, tapes, **CASES[case])
+    assert_same(trained(tmp_path / "plain", monkeypatch, None, **CASES[case]), run)
+    assert tapes.records >= 1
+
+
+@pytest.mark.usefixtures("tiny_sets")
+def test_a_recorded_training_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = trained(tmp_path / "straight", monkeypatch, Tapes())
+    step = outer_loop.Trainer._step
+
+    def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
+        if self.iteration == 9:
+            raise StopAt
+        step(self, outer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(outer_loop.Trainer, "_step", crashing)
+        with pytest.raises(StopAt):
+            trained(tmp_path / "stopped", monkeypatch, Tapes())
+    assert_same(straight, trained(tmp_path / "stopped", monkeypatch, None))
+
+
+@pytest.mark.usefixtures("tiny_sets")
+def test_a_recorded_training_that_diverges_ends_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"inner_steps": 2, "inner_lr": {"body": 1e30, "head": 1e30}}
+    with pytest.raises(Diverged):
+        trained(tmp_path, monkeypatch, Tapes(), settings=settings)
