@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from metazoo.backbones import Backbone
 
@@ -30,12 +30,17 @@ class StackedBackbone(nn.Module):
         self.unadapted: dict[str, Tensor] = {}
         """Tensors `[T, ...]` that differ between tasks and stay as they are."""
         self.tasks = tasks
+        self._places = {name: _places(part) for name, part in self.parts.items()}
         self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
 
     @property
     def adapted(self) -> MutableMapping[str, Tensor]:
         """The adapted tensors by name; learn2learn's update replaces them here."""
         return cast(MutableMapping[str, Tensor], self._parameters)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The adapted tensors, without the search through submodules: learn2learn asks several times a step."""
+        return iter(cast(Mapping[str, nn.Parameter], self.adapted).values())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs `[T, n, N]` of inputs `[T, n, ...]`."""
@@ -59,7 +64,7 @@ class StackedBackbone(nn.Module):
         With it, what the modules named in `taps` gave on the way.
         """
         own = _below(name, self.unadapted) | _below(name, self.adapted)
-        return _each_task(self.parts[name], name, own, _below(name, self.shared), inputs, self.tasks, taps)
+        return self._each_task(name, own, inputs, self.tasks, taps)
 
     def of_examples(self, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Every example's own copy `[T, n, ...]` of its task's adapted tensors, and the outputs `[T, n, N]` with them.
@@ -74,11 +79,26 @@ class StackedBackbone(nn.Module):
         every = {name: tensor.repeat_interleave(examples, dim=0) for name, tensor in self.unadapted.items()}
         every |= {name: tensor.flatten(0, 1) for name, tensor in copies.items()}
         outputs = inputs.repeat_interleave(examples, dim=0)
-        for name, module in self.parts.items():
-            shared = _below(name, self.shared)
-            outputs, _ = _each_task(module, name, _below(name, every), shared, outputs, count)
+        for name in self.parts:
+            outputs, _ = self._each_task(name, _below(name, every), outputs, count)
         outputs = outputs.view(self.tasks, examples, examples, -1)
         return copies, outputs.diagonal(dim1=1, dim2=2).transpose(1, 2)
+
+    def _each_task(
+        self, part: str, own: Mapping[str, Tensor], inputs: Tensor, tasks: int, taps: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A part on inputs `[T, n, ...]`, each task with its `own` tensors `[T, ...]` and those that all share."""
+        module, places, shared = self.parts[part], self._places[part], _below(part, self.shared)
+        inside = [tap for tap in taps if tap.startswith(f"{part}.")]
+
+        def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            with _recording(module, part, inside) as seen, _holding(places, {**shared, **weights}):
+                return module(inputs), seen
+
+        if tasks == 1:
+            outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
+            return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
+        return vmap(forward, randomness="different")(dict(own), inputs)
 
 
 def each_task(module: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -91,26 +111,36 @@ def each_task(module: Callable[..., Any], *inputs: Tensor) -> Any:
     return vmap(module, randomness="different")(*inputs)
 
 
-def _each_task(
-    module: nn.Module,
-    path: str,
-    own: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    inputs: Tensor,
-    tasks: int,
-    taps: Collection[str] = (),
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`module` (called `path` in the backbone) on inputs `[T, n, ...]`, each task with its `own` tensors `[T, ...]`."""
-    inside = [tap for tap in taps if tap.startswith(f"{path}.")]
+_Places = Mapping[str, Sequence[tuple[MutableMapping[str, Any], str]]]
+"""Of every tensor, the dictionaries of modules that hold it, with its key there."""
 
-    def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with _recording(module, path, inside) as seen:
-            return functional_call(module, {**shared, **weights}, (inputs,)), seen
 
-    if tasks == 1:
-        outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
-        return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
-    return vmap(forward, randomness="different")(dict(own), inputs)
+def _places(module: nn.Module) -> _Places:
+    """Where a module holds its parameters and buffers, each by the first of its names."""
+    names: dict[int, str] = {}
+    places: dict[str, list[tuple[MutableMapping[str, Any], str]]] = {}
+    for path, owner in module.named_modules():
+        for tensors in (owner._parameters, owner._buffers):
+            for key, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                name = names.setdefault(id(tensor), f"{path}.{key}".lstrip("."))
+                places.setdefault(name, []).append((tensors, key))
+    return places
+
+
+@contextlib.contextmanager
+def _holding(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the block runs, the module holds these tensors: `torch.func.functional_call`, with the search done."""
+    replaced = [(place, key, place[key]) for name in tensors for place, key in places[name]]
+    try:
+        for name, tensor in tensors.items():
+            for place, key in places[name]:
+                place[key] = tensor
+        yield
+    finally:
+        for place, key, tensor in replaced:
+            place[key] = tensor
 
 
 @contextlib.contextmanager
