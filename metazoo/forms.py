@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -77,7 +77,11 @@ def _fastest(operation: Operation, tensors: tuple[Tensor, ...], padding: int) ->
 
 
 def _arithmetic(maps: Tensor) -> str:
-    return str(torch.backends.cudnn.conv.fp32_precision) if maps.dtype == torch.float32 else ""  # type: ignore[attr-defined]
+    """What float32 convolutions and matrix products are multiplied in at present."""
+    if maps.dtype != torch.float32:
+        return ""
+    cudnn: Any = torch.backends.cudnn
+    return f"{cudnn.conv.fp32_precision} {torch.backends.cuda.matmul.fp32_precision}"
 
 
 Layout: TypeAlias = Callable[[Tensor], Tensor]
