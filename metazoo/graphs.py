@@ -21,14 +21,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metazoo import trials
 from metazoo.episodes import Episodes
 from metazoo.hardware import is_out_of_memory
 from metazoo.meta_pass import Results
 from metazoo.outer_step import Clock, OuterStep
 
-WATCHED_RUN = 2
-"""In this run of a kind of passes, none may wait for the GPU; the next one is recorded. The runs until then let the
-libraries load, measure and choose what they will."""
+WATCHED_RUN = 3
+"""In this run of a kind of passes, none may wait for the GPU; the next one is recorded. In the first one nothing is
+tried, for some kinds come only once; in the second, libraries load, measure and choose what they will."""
 
 UNSTEADY = 0.01
 """Two equal passes whose results differ by this share of their size are not two equal passes."""
@@ -147,9 +148,10 @@ class Replayed:
         return self.work(episodes, outer)
 
     def once(self, episodes: Episodes, outer: OuterStep = OuterStep()) -> Results:
-        """The pass as ever, which counts for no recording."""
+        """The pass as ever, and as if it would not come again."""
         run = partial(self.work, episodes, outer)
-        return self._recorder.run(run) if self._recorder else run()
+        with trials.postponed():
+            return self._recorder.run(run) if self._recorder else run()
 
     @property
     def is_replaying(self) -> bool:
@@ -166,6 +168,9 @@ class Replayed:
         """Make a pass, and come one step nearer to its recording, which is proven on other episodes than recorded."""
         run = partial(self.work, episodes, track.outer)
         track.runs += 1
+        if track.runs == 1:
+            with trials.postponed():
+                return recorder.run(run)
         if track.runs <= WATCHED_RUN:
             found = recorder.run(run, watched=track.runs == WATCHED_RUN)
             if track.runs == WATCHED_RUN:

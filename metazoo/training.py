@@ -36,6 +36,7 @@ def train(
     data_home: Path | None = None,
     record_gradients: bool = False,
     images_on: str = "auto",
+    record_graphs: bool = True,
 ) -> Run:
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
@@ -77,7 +78,16 @@ def train(
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), arithmetic(precision, place):
         images = domain.place(["train", "val"], place, known_placement(images_on))
         placement = images.placement if images else None
-        trainer = Trainer(config, domain, place, tasks_per_pass, reporter or Reporter(), record_gradients, placement)
+        trainer = Trainer(
+            config,
+            domain,
+            place,
+            tasks_per_pass,
+            reporter or Reporter(),
+            record_gradients,
+            placement,
+            record_graphs,
+        )
         if images and not images.goes_without_saying:
             (reporter or Reporter()).note(images.text)
         if run is None:
