@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from archives import SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree, write_folder, write_tar
+from archives import EACH, SIDE, SPLITS, encoded, pixels, tiny_sheet, tiny_tree, write_folder, write_tar
 from lethal import Lethal
 from menagerie import empty_home, left_in, tiny_folder  # noqa: F401
 from PIL import Image
@@ -18,6 +18,7 @@ from metazoo.data import packer
 from metazoo.data.dataset import Layout
 from metazoo.data.packing import pack
 from metazoo.data.pictures import RESIZES, Cropped, Piece, Recipe, decode, fingerprint, stored
+from metazoo.data.rows import sums_of
 from metazoo.data.store import Manifest
 from metazoo.data.workers import Workers
 from metazoo.errors import UserError
@@ -142,8 +143,11 @@ def test_any_number_of_processes_gives_the_same_store(tmp_path, home, order, mon
     monkeypatch.setattr(packer, "BATCH", 3)
     monkeypatch.setattr(packer, "SMALL", 0)
     sheet = tiny_sheet(ordered_by=order, rotations=(0, 90), expected={})
-    source = write_tar(tmp_path / "t.tar", dict(reversed(tiny_tree().items())))
-    stores = [pack(sheet, [source], home=home / str(count), workers=count) for count in (0, 1, 3)]
+    images = list(tiny_tree().items())
+    whole = write_tar(tmp_path / "whole.tar", dict(reversed(images)))
+    mixed = write_tar(tmp_path / "mixed.tar", dict(sorted(images, key=lambda image: image[0][-5:])))
+    stores = [pack(sheet, [whole], home=home / str(count), workers=count) for count in (0, 1, 3)]
+    stores += [pack(sheet, [mixed], home=home / f"mixed {count}", workers=count) for count in (0, 2)]
     assert len({store.manifest.identity for store in stores}) == 1
     assert len({str(store.manifest.twins) for store in stores}) == 1
     for split in SPLITS:
@@ -164,7 +168,7 @@ def test_an_image_that_a_process_cannot_decode_is_named(tmp_path, home):
 
 
 def test_a_process_that_dies_is_a_sentence():
-    with Workers(Lethal(), 2) as pool:
+    with Workers(2, Lethal()) as pool:
         assert [future.result() for future in [pool.submit("fine", value) for value in range(9)]] == list(range(1, 10))
         with pytest.raises(
             UserError, match=r"A process that was packing images ended before its time with status -9 \(so"
@@ -173,7 +177,7 @@ def test_a_process_that_dies_is_a_sentence():
 
 
 def test_processes_end_with_the_block():
-    with pytest.raises(KeyboardInterrupt), Workers(Lethal(), 2) as pool:
+    with pytest.raises(KeyboardInterrupt), Workers(2, Lethal()) as pool:
         processes = [process._popen for process in pool._processes]
         pool.submit("fine", 1).result()
         raise KeyboardInterrupt
@@ -218,11 +222,50 @@ def test_large_images_have_fingerprints_too():
     assert fingerprint(large, large.tobytes()[::-1]) != mark
 
 
-def test_batches_stay_small_whatever_the_pictures(monkeypatch, folder, home):
-    sizes = []
+def handed_over(monkeypatch):
+    """How many images each batch has, and which class each of its images is of, batch by batch."""
+    sizes, classes = [], []
     put = packer.RowWriter.put
+
+    def watched(self, batch):
+        sizes.append(len(batch.names))
+        classes.append(batch.classes.tolist())
+        return put(self, batch)
+
+    monkeypatch.setattr(packer.RowWriter, "put", watched)
+    return sizes, classes
+
+
+def test_classes_are_handed_over_as_a_whole(monkeypatch, folder, home):
+    monkeypatch.setattr(packer, "BATCH", 3)
+    sizes, classes = handed_over(monkeypatch)
+    monkeypatch.setattr(packer, "SHARE", 1)
+    monkeypatch.setattr(packer.RowWriter, "order", lambda *_: pytest.fail("it was in order"))
+    pack(tiny_sheet(ordered_by="content"), [folder], home=home)
+    assert sizes == [EACH] * 7 and classes == [[index] * EACH for index in range(7)]
+
+
+@pytest.mark.parametrize("limit", ["BLOCK_BYTES", "SHARE"])
+def test_a_class_that_is_too_large_is_handed_over_in_parts(monkeypatch, folder, home, limit):
+    before = pack(tiny_sheet(ordered_by="content"), [folder], home=home / "before").manifest
+    monkeypatch.setattr(packer, "BATCH", 3)
+    monkeypatch.setattr(packer, limit, {"BLOCK_BYTES": 3 * SIDE * SIDE * 3, "SHARE": 9}[limit])
+    sizes, _ = handed_over(monkeypatch)
+    assert pack(tiny_sheet(ordered_by="content"), [folder], home=home).manifest == before
+    assert sizes == [3] * 9 + [1]
+
+
+@pytest.mark.parametrize("side", [8, 256, 300])
+def test_the_sums_are_exact(side):
+    values = np.full((3, 2, side, side), 255, np.uint8)
+    values[:, 1] = np.random.default_rng(0).integers(0, 256, (3, side, side))
+    whole = values.astype(np.int64)
+    np.testing.assert_array_equal(sums_of(values), [whole.sum(axis=(0, 2, 3)), (whole**2).sum(axis=(0, 2, 3))])
+
+
+def test_batches_stay_small_whatever_the_pictures(monkeypatch, folder, home):
+    sizes, _ = handed_over(monkeypatch)
     monkeypatch.setattr(packer, "BATCH_BYTES", 3 * SIDE * SIDE * 3)
-    monkeypatch.setattr(packer.RowWriter, "put", lambda self, batch: sizes.append(len(batch)) or put(self, batch))
     layout = tiny_sheet().layout([folder])
     arrays = Layout(
         layout.classes,

@@ -32,15 +32,15 @@ packer.BATCH = 1
 packer.SMALL = {small}
 count = 0
 put = rows.RowWriter.put
-def killed(self, *arguments):
+def killed(self, batch):
     global count
-    count += 1
+    count += len(batch.names)
     if count == 20:
         journal = Path({home!r}) / ".menagerie-8.partial" / "journal.jsonl"
         while {small} == 0 and journal.read_text().count("\\n") < 4:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.{signal})
-    return put(self, *arguments)
+    return put(self, batch)
 rows.RowWriter.put = killed
 pack(tiny_sheet(ordered_by='content'), [Path({source!r})], home=Path({home!r}), force={force}, workers=0)
 """
@@ -93,9 +93,7 @@ def written(monkeypatch):
     names: list[str] = []
     put = packer.RowWriter.put
     monkeypatch.setattr(packer, "SMALL", 0)
-    monkeypatch.setattr(
-        packer.RowWriter, "put", lambda self, batch: names.extend(item.name for item in batch) or put(self, batch)
-    )
+    monkeypatch.setattr(packer.RowWriter, "put", lambda self, batch: names.extend(batch.names) or put(self, batch))
     return names
 
 
@@ -153,7 +151,7 @@ def test_processes_end_with_one_that_is_killed(tmp_path):
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "import os, signal\nfrom lethal import Lethal\nfrom metazoo.data.workers import Workers\n"
-        "pool = Workers(Lethal(), 2)\nassert pool.submit('fine', 1).result() == 2\n"
+        "pool = Workers(2, Lethal())\nassert pool.submit('fine', 1).result() == 2\n"
         "print(*(process._popen.pid for process in pool._processes), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -133,7 +133,7 @@ def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float
 
     pieces = [picture for _, picture in sheet(images).layout([source]).images()]
     assert len(pieces) == images and all(isinstance(piece, Piece) for piece in pieces)
-    with Workers(Decoder(), workers) as pool:
+    with Workers(workers, Decoder()) as pool:
         for future in [pool.submit("decode", pieces[:BATCH]) for _ in range(4 * workers)]:
             future.result()
         begin = time.perf_counter()

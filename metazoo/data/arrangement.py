@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metazoo.data.dataset import DataSet, Layout
+if TYPE_CHECKING:
+    from metazoo.data.dataset import DataSet, Layout
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Arrangement:
         splits: by name.
         classes: those of the layout, split by split. Images are numbered through in this order.
         class_of: int32 [images], image number -> index in `classes`.
+        first_of: int64 [classes], the number of each one's first image.
     """
 
     def __init__(self, sheet: DataSet, layout: Layout) -> None:
@@ -74,6 +77,7 @@ class Arrangement:
         self.class_of = np.repeat(
             np.arange(len(self.classes), dtype=np.int32), [len(planned.images) for planned in self.classes]
         )
+        self.first_of = np.array([planned.first for planned in self.classes], np.int64)
 
     def numbers(self) -> dict[str, int]:
         """The number of every image by its name."""

@@ -19,41 +19,49 @@ import numpy as np
 from metazoo.data import journal
 from metazoo.data.arrangement import Arrangement, PlannedSplit
 from metazoo.data.dataset import DataSet, Layout
-from metazoo.data.pictures import Recipe, weight
-from metazoo.data.rows import Item, RowWriter, moments
+from metazoo.data.pictures import Picture, Recipe, weight
+from metazoo.data.rows import Batch, RowWriter, moments
 from metazoo.data.store import Manifest, SplitEntry
 from metazoo.data.twins import Twins, find_twins
 from metazoo.data.workers import Workers
 from metazoo.errors import UserError
 from metazoo.progress import on_terminal
 
-BATCH = 64
-BATCH_BYTES = 4 << 20
+BATCH = 64  # images that a process is given at a time, and then all that follow of their classes, but no more than
+BATCH_BYTES = 4 << 20  # of pictures that have to be sent,
+BLOCK_BYTES = 32 << 20  # of arrays that are made of them (any class of ImageNet at 84 pixels has room), and
+SHARE = 8  # part of what each process has to do
 SMALL = 4096
 """A data set of fewer images is packed by this process alone, without a journal: others take longer to start."""
-MOST_WORKERS = 8  # each takes some 50 MB, and all together with this process less than 1 GB
+MOST_WORKERS = 8  # each takes some 40 MB beside its arrays, and all together with this process less than 1 GB
 BLOCK = 1 << 20
 
 
 class Packer:
     """One packing, from layout to manifest. Classes, images and rows are numbered as its `Arrangement` has them.
 
-    An image is put in the row of its class that the layout has it in. A class that is complete is brought into its
-    final order, where that is by content. Then it is settled: noted in the journal, and hashed once all before it are.
+    Images are handed over class by class, as far as they come like that, and a class that is handed over as a whole is
+    written in its final order. One that came in parts is written in the layout's order, and sorted when it is complete.
+    Then it is settled: noted in the journal, and hashed once all before it are.
 
     Args:
         sheet, layout: what is packed; the layout is a sound one (`DataSet.check`).
         recipe: what becomes of every image.
         folder: where the arrays go; may hold the beginning of the same packing.
         identity: of this packing (`journal.identity`).
+        workers: what decodes and writes; they end with the packing.
     """
 
-    def __init__(self, sheet: DataSet, layout: Layout, recipe: Recipe, folder: Path, identity: str) -> None:
+    def __init__(
+        self, sheet: DataSet, layout: Layout, recipe: Recipe, folder: Path, identity: str, workers: Workers
+    ) -> None:
         self.sheet, self.layout, self.recipe, self.folder, self.identity = sheet, layout, recipe, folder, identity
+        self.workers, self.ahead = workers, 2 * max(1, workers.count)
         self.arranged = Arrangement(sheet, layout)
         self.files = {split: folder / f"{split}.bin" for split in self.arranged.splits}
         self.measured = "train" if "train" in self.files else next(iter(self.files))
         self.row_bytes = recipe.channels * recipe.size**2
+        self.by_content = sheet.ordered_by == "content"
         self.images = len(self.arranged.class_of)
         self.marks = np.zeros((self.images, 16), np.uint8)
         self.sums = np.zeros((len(self.arranged.classes), 2, recipe.channels), np.int64)
@@ -63,8 +71,8 @@ class Packer:
         self.pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
         self.journal: journal.Journal | None = None
 
-    def run(self, workers: int | None = None) -> Manifest:
-        """Write every image; returns the manifest of what was written. `workers` as for `pack`."""
+    def run(self) -> Manifest:
+        """Write every image; returns the manifest of what was written."""
         for file in self.files.values():
             file.touch()
         self._expect_space()
@@ -75,10 +83,16 @@ class Packer:
                 split: stack.enter_context(_Digest(self.files[split], planned, self.row_bytes))
                 for split, planned in self.arranged.splits.items()
             }
-            writer = RowWriter(self.recipe, self.files, [c.places for c in self.arranged.classes], self.measured)
+            self.workers.target = writer = RowWriter(
+                recipe=self.recipe,
+                files=self.files,
+                counts=[len(planned.images) for planned in self.arranged.classes],
+                places=[planned.places for planned in self.arranged.classes],
+                by_content=self.by_content,
+                measured=self.measured,
+            )
             stack.callback(writer.close)
-            self.workers = stack.enter_context(Workers(writer, self._count() if workers is None else workers))
-            self.ahead = 2 * max(1, self.workers.count)
+            stack.push(self.workers)
             self.report = stack.enter_context(on_terminal())
             self.stage = stack.enter_context(self.report.stage(f"packing {self.sheet.title}", self.images))
             source = self._write_images()
@@ -86,10 +100,6 @@ class Packer:
         if self.journal is not None:
             self.journal.remove()
         return self._manifest(source, digests)
-
-    def _count(self) -> int:
-        alone = self.sheet.embedded or self.images < SMALL or cores() == 1
-        return 0 if alone else min(cores(), MOST_WORKERS)
 
     def _expect_space(self) -> None:
         rows = sum(planned.rows for planned in self.arranged.splits.values())
@@ -105,8 +115,8 @@ class Packer:
             if not planned.images:
                 self._settle(index, note=False)
         hashes = [(path, self.workers.submit("hash", path) if path.is_file() else None) for path in self.layout.sources]
-        for batch in self._batches(numbers):
-            self._submit(partial(self._put, [number for number, _ in batch]), "put", [item for _, item in batch])
+        for of_batch, batch in self._batches(numbers):
+            self._submit(partial(self._put, of_batch), "put", batch)
             while len(self.pending) >= self.ahead:
                 self._await()
         while self.pending:
@@ -118,32 +128,41 @@ class Packer:
     def _go_on(self, numbers: dict[str, int]) -> None:
         """Take over what an earlier packing finished, and strike it off the images to be written."""
         for index, (marks, sums) in journal.finished(self.folder).items():
-            planned = self.arranged.classes[index]
-            self.marks[planned.first : planned.first + len(planned.images)] = marks
+            self._marks_of(index)[:] = marks
             self.sums[index] = sums
-            for image in planned.images:
+            for image in self.arranged.classes[index].images:
                 del numbers[image]
             self._settle(index, note=False)
         if before := self.images - len(numbers):
             self.report.note(f"{before:,} of {self.images:,} images were packed before it was stopped; going on.")
             self._wrote(before)
 
-    def _batches(self, numbers: dict[str, int]) -> Iterator[list[tuple[int, Item]]]:
+    def _batches(self, numbers: dict[str, int]) -> Iterator[tuple[np.ndarray, Batch]]:
         """The pictures that are wanted, with their numbers, which are struck off."""
-        batch: list[tuple[int, Item]] = []
+        share = self.images // (SHARE * max(1, self.workers.count))
+        most = max(1, min(BLOCK_BYTES // self.row_bytes, max(BATCH, share)))
+        missing = self.missing[:]
+        found: list[tuple[int, str, Picture]] = []
         size = 0
         for name, picture in self.layout.images():
             number = numbers.pop(name, None)
             if number is None:
                 continue
-            index = int(self.arranged.class_of[number])
-            batch.append((number, Item(picture, name, index, number - self.arranged.classes[index].first)))
+            found.append((number, name, picture))
             size += weight(picture)
-            if len(batch) == BATCH or size > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+            index = self.arranged.class_of[number]
+            missing[index] -= 1
+            if len(found) == most or size > BATCH_BYTES or (not missing[index] and len(found) >= BATCH):
+                yield self._batch(found)
+                found, size = [], 0
+        if found:
+            yield self._batch(found)
+
+    def _batch(self, found: Sequence[tuple[int, str, Picture]]) -> tuple[np.ndarray, Batch]:
+        of_batch, names, pictures = zip(*found, strict=True)
+        numbers = np.array(of_batch)
+        classes = self.arranged.class_of[numbers]
+        return numbers, Batch(pictures, names, classes, numbers - self.arranged.first_of[classes])
 
     def _submit(self, then: Callable[[Any], None], method: str, *arguments: Any) -> None:
         self.pending.append((self.workers.submit(method, *arguments), then))
@@ -152,42 +171,37 @@ class Packer:
         future, then = self.pending.popleft()
         then(future.result())
 
-    def _put(self, numbers: list[int], result: tuple[np.ndarray, np.ndarray]) -> None:
+    def _put(self, numbers: np.ndarray, result: tuple[np.ndarray, dict[int, np.ndarray]]) -> None:
         """A batch was written."""
         marks, sums = result
         self.marks[numbers] = marks
-        classes = self.arranged.class_of[numbers]
-        np.add.at(self.sums, classes, sums)
         self._wrote(len(numbers))
-        for index, count in Counter(classes.tolist()).items():
+        for index, count in Counter(self.arranged.class_of[numbers].tolist()).items():
+            self.sums[index] += sums[index]
             self.missing[index] -= count
             if not self.missing[index]:
-                self._complete(index)
+                self._complete(index, whole=count == len(self.arranged.classes[index].images))
+
+    def _complete(self, index: int, whole: bool) -> None:
+        """A class is written, as a whole or in parts."""
+        if whole or not self.by_content:
+            self._settle(index)
+        else:
+            self._submit(lambda _: self._settle(index), "order", index, self._marks_of(index))
 
     def _wrote(self, images: int) -> None:
         self.written += images
         self.stage.update(self.written)
 
-    def _complete(self, index: int) -> None:
-        order = self._order(index)
-        if np.array_equal(order, np.arange(len(order))):
-            self._settle(index)
-        else:
-            self._submit(lambda _: self._settle(index), "order", index, order)
-
-    def _order(self, index: int) -> np.ndarray:
-        """The final order of a class: which of the layout's images its rows are."""
+    def _marks_of(self, index: int) -> np.ndarray:
         planned = self.arranged.classes[index]
-        if self.sheet.ordered_by != "content":
-            return np.arange(len(planned.images))
-        return np.lexsort(self.marks[planned.first : planned.first + len(planned.images)].T[::-1])
+        return self.marks[planned.first : planned.first + len(planned.images)]
 
     def _settle(self, index: int, note: bool = True) -> None:
         planned = self.arranged.classes[index]
         self.settled[index] = True
         if note and self.journal is not None:
-            marks = self.marks[planned.first : planned.first + len(planned.images)]
-            self.journal.note(index, planned.split, marks, self.sums[index])
+            self.journal.note(index, planned.split, self._marks_of(index), self.sums[index])
         self.digests[planned.split].advance(self.settled)
 
     def _manifest(self, source: tuple[dict[str, Any], ...], digests: dict[str, str]) -> Manifest:
@@ -268,6 +282,12 @@ def _provenance(path: Path, digest: Future[str] | None) -> dict[str, Any]:
     if digest is None:
         return {"folder": path.name}
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.result()}
+
+
+def worker_count(sheet: DataSet) -> int:
+    """How many processes a data set is worth, by the images that it says it has; 0 if this one does it alone."""
+    small = sheet.expected and sum(count.images for count in sheet.expected.values()) < SMALL
+    return 0 if sheet.embedded or small or cores() == 1 else min(cores(), MOST_WORKERS)
 
 
 def cores() -> int:

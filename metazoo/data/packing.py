@@ -10,9 +10,10 @@ from pathlib import Path
 from metazoo.data import journal
 from metazoo.data.dataset import DataSet
 from metazoo.data.folders import building, locked
-from metazoo.data.packer import Packer
+from metazoo.data.packer import Packer, worker_count
 from metazoo.data.pictures import Recipe
 from metazoo.data.store import MANIFEST, Store, find_store, store_path
+from metazoo.data.workers import Workers
 from metazoo.errors import UserError
 from metazoo.files import write_text
 
@@ -61,15 +62,16 @@ def pack(
 
     if store := there():
         return store
-    layout = sheet.layout(sources, size)
-    sheet.check(layout)
-    with _writing(path), locked(path):
-        if store := there():  # another process has packed it meanwhile
-            return store
-        identity = journal.identity(sheet, layout, recipe)
-        with building(path, lambda folder: journal.belongs(folder, identity)) as folder:
-            manifest = Packer(sheet, layout, recipe, folder, identity).run(workers)
-            write_text(folder / MANIFEST, manifest.to_json())
+    with Workers(worker_count(sheet) if workers is None else workers) as pool:  # they start while the images are found
+        layout = sheet.layout(sources, size)
+        sheet.check(layout)
+        with _writing(path), locked(path):
+            if store := there():  # another process has packed it meanwhile
+                return store
+            identity = journal.identity(sheet, layout, recipe)
+            with building(path, lambda folder: journal.belongs(folder, identity)) as folder:
+                manifest = Packer(sheet, layout, recipe, folder, identity, pool).run()
+                write_text(folder / MANIFEST, manifest.to_json())
     return Store.open(path)
 
 

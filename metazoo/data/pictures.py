@@ -162,7 +162,9 @@ def _plain_jpeg(content: bytes) -> PIL.Image.Image | None:
     if size is None:
         return None
     try:
-        return PIL.Image.frombytes("RGB", size, content, "jpeg", "RGB", "")
+        image = PIL.Image.new("RGB", size, None)
+        image.frombytes(content, "jpeg", "RGB", "")
+        return image
     except Exception:
         return None
 
@@ -233,7 +235,7 @@ def stored(image: PIL.Image.Image, recipe: Recipe, pixels: bytes | None = None) 
         image, pixels = _resized(image, recipe), None
     values = np.frombuffer(image.tobytes() if pixels is None else pixels, np.uint8)
     values = values.reshape(recipe.size, recipe.size, recipe.channels).transpose(2, 0, 1)
-    return np.ascontiguousarray(255 - values if recipe.inverted else values)
+    return 255 - values if recipe.inverted else values
 
 
 def _resized(image: PIL.Image.Image, recipe: Recipe) -> PIL.Image.Image:
@@ -253,5 +255,5 @@ def _resized(image: PIL.Image.Image, recipe: Recipe) -> PIL.Image.Image:
 
 
 def rotated(planes: np.ndarray, degrees: int) -> np.ndarray:
-    """[C, S, S] turned counter-clockwise by a multiple of 90 degrees."""
-    return planes if degrees == 0 else np.ascontiguousarray(np.rot90(planes, degrees // 90, axes=(1, 2)))
+    """[..., S, S] turned counter-clockwise by a multiple of 90 degrees."""
+    return planes if degrees == 0 else np.ascontiguousarray(np.rot90(planes, degrees // 90, axes=(-2, -1)))

@@ -15,14 +15,17 @@ from metazoo.data.arrangement import Place
 from metazoo.data.pictures import Picture, PieceReader, Recipe, decode, fingerprint, rotated, stored
 from metazoo.files import sha256_of
 
+CHUNK = 64
+"""Rows that are written at once: enough of them to be written quickly, few enough to stay in the processor's cache."""
 
-class Item(NamedTuple):
-    """A picture on its way: its name, the index of its class in the arrangement, and its row in that class."""
 
-    picture: Picture
-    name: str
-    of_class: int
-    row: int
+class Batch(NamedTuple):
+    """Pictures on their way: their names, the indices of their classes in the arrangement, their rows in these."""
+
+    pictures: Sequence[Picture]
+    names: Sequence[str]
+    classes: np.ndarray
+    rows: np.ndarray
 
 
 @dataclass
@@ -32,13 +35,17 @@ class RowWriter:
     Attributes:
         recipe: what becomes of a picture.
         files: split -> the file that holds its array.
+        counts: for each class of the arrangement, how many images it has.
         places: for each class of the arrangement, where its rows are.
+        by_content: whether the images of a class are ordered by their fingerprints.
         measured: the split whose sums are taken.
     """
 
     recipe: Recipe
     files: Mapping[str, Path]
+    counts: Sequence[int]
     places: Sequence[tuple[Place, ...]]
+    by_content: bool
     measured: str
     _open: dict[str, IO[bytes]] = field(default_factory=dict)
     _reader: PieceReader = field(default_factory=PieceReader)
@@ -47,34 +54,55 @@ class RowWriter:
     def row_bytes(self) -> int:
         return self.recipe.channels * self.recipe.size**2
 
-    def put(self, batch: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
-        """Decode and write a batch.
+    def put(self, batch: Batch) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Decode and write a batch; a class that is in it as a whole is written in its final order.
 
-        Returns the fingerprints, uint8 [n, 16], and for images of the measured split the sum of the stored values and
-        of their squares per channel, int64 [n, 2, C]. Raises UserError naming an image that does not decode.
+        Returns the fingerprints, uint8 [n, 16], and for each class the sums of its stored values and of their squares,
+        int64 [2, C]; those of other splits than the measured one are 0. Raises UserError naming an image that does not
+        decode.
         """
-        marks = np.empty((len(batch), 16), np.uint8)
-        sums = np.zeros((len(batch), 2, self.recipe.channels), np.int64)
-        for number, (picture, name, of_class, row) in enumerate(batch):
+        side = self.recipe.size
+        block = np.empty((len(batch.names), self.recipe.channels, side, side), np.uint8)
+        fingerprints = []
+        for values, picture, name in zip(block, batch.pictures, batch.names, strict=True):
             image = decode(picture, name, self.recipe.channels, self._reader)
             pixels = image.tobytes()
-            marks[number] = np.frombuffer(fingerprint(image, pixels), np.uint8)
-            planes = stored(image, self.recipe, pixels)
-            places = self.places[of_class]
-            for place in places:
-                self._write(place.split, place.row + row, rotated(planes, place.degrees))
-            if places[0].split == self.measured:
-                sums[number] = _sums(planes)
+            fingerprints.append(fingerprint(image, pixels))
+            values[...] = stored(image, self.recipe, pixels)
+        marks = np.frombuffer(b"".join(fingerprints), np.uint8).reshape(-1, 16)
+        sums = {}
+        for index in np.unique(batch.classes).tolist():
+            members = np.flatnonzero(batch.classes == index)
+            if self.by_content and len(members) == self.counts[index]:
+                members, rows = members[content_order(marks[members])], np.arange(len(members))
+            else:
+                members = members[np.argsort(batch.rows[members])]
+                rows = batch.rows[members]
+            sums[index] = self._write_class(self.places[index], rows, block, members)
         return marks, sums
 
-    def order(self, of_class: int, order: np.ndarray) -> None:
-        """Bring the rows of a class into their final order: row i is what row `order[i]` is now."""
+    def _write_class(
+        self, places: Sequence[Place], rows: np.ndarray, block: np.ndarray, members: np.ndarray
+    ) -> np.ndarray:
+        """Write these members of the block to these rows of a class, ascending; returns their sums."""
+        sums = np.zeros((2, self.recipe.channels), np.int64)
+        for start in range(0, len(rows), CHUNK):
+            values = block[members[start : start + CHUNK]]
+            if places[0].split == self.measured:
+                sums += sums_of(values)
+            for place in places:
+                self._write(place.split, place.row + rows[start : start + CHUNK], rotated(values, place.degrees))
+        return sums
+
+    def order(self, of_class: int, marks: np.ndarray) -> None:
+        """Bring the rows of a class, whose images have these fingerprints, into their final order."""
         for place in self.places[of_class]:
-            for cycle in _cycles(order):
-                first = self._read(place.split, place.row + cycle[0])
-                for to, source in pairwise(cycle):
-                    self._write(place.split, place.row + to, self._read(place.split, place.row + source))
-                self._write(place.split, place.row + cycle[-1], first)
+            for cycle in _cycles(content_order(marks)):
+                rows = place.row + np.array(cycle)
+                first = self._read(place.split, rows[0])
+                for to, source in pairwise(rows):
+                    self._write_run(place.split, to, self._read(place.split, source))
+                self._write_run(place.split, rows[-1], first)
 
     def hash(self, path: Path) -> str:
         """The SHA-256 of a source."""
@@ -92,7 +120,13 @@ class RowWriter:
         self._file(split, row).readinto(values)  # type: ignore[attr-defined]
         return values
 
-    def _write(self, split: str, row: int, values: np.ndarray) -> None:
+    def _write(self, split: str, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write images to ascending rows, each run of rows at once."""
+        ends = [*(np.flatnonzero(np.diff(rows) > 1) + 1).tolist(), len(rows)]
+        for start, end in pairwise([0, *ends]):
+            self._write_run(split, rows[start], values[start:end])
+
+    def _write_run(self, split: str, row: int, values: np.ndarray) -> None:
         # Not through a memory map: a full disk kills a process that writes to one, and here it raises OSError.
         file, content = self._file(split, row), values.data.cast("B")
         while content:
@@ -105,10 +139,17 @@ class RowWriter:
             self._open.popitem()[1].close()
 
 
-def _sums(planes: np.ndarray) -> np.ndarray:
-    """Sum of the values and of their squares, int64 [2, C]; exact, because all the numbers on the way are whole."""
-    values = planes.reshape(len(planes), -1).astype(np.float64)
-    return np.array([values.sum(axis=1), [channel.dot(channel) for channel in values]]).astype(np.int64)
+def content_order(marks: np.ndarray) -> np.ndarray:
+    """Which of the images with these fingerprints, uint8 [n, 16], comes first, second, and so on."""
+    return np.lexsort(marks.T[::-1])
+
+
+def sums_of(values: np.ndarray) -> np.ndarray:
+    """Sums of the values uint8 [n, C, S, S] and of their squares, int64 [2, C]; exact."""
+    planes = values.reshape(*values.shape[:2], -1)
+    exact = np.uint32 if planes.shape[2] <= 256**2 else np.uint64  # 256² times 255² is less than 2³²
+    sums = planes.sum(axis=2, dtype=exact), np.einsum("ncp,ncp->nc", planes, planes, dtype=exact)
+    return np.stack([each.sum(axis=0, dtype=np.int64) for each in sums])
 
 
 def _cycles(order: np.ndarray) -> list[list[int]]:

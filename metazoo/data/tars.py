@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
                 kind, prefix = header[156], header[345]
             except (ValueError, IndexError):
                 return None
-            if prefix or "\0" in name or size < 0 or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            if prefix or "\0" in name or size < 0 or checksum != _checksum(header):
                 return None
             at += BLOCK
             if kind in (FILE, OLD_FILE) and not name.endswith("/"):
@@ -50,6 +51,13 @@ def plain_members(path: Path) -> list[tuple[str, int, int]] | None:
                 return None
             file.seek(at)
     return found
+
+
+def _checksum(header: bytes) -> int:
+    """The sum of the bytes, with blanks in the place of the checksum itself."""
+    header = header[:148] + b" " * 8 + header[156:]
+    # The low half of an Adler-32, which takes a tenth of the time, is 1 + the sum modulo 65521: more than ASCII's.
+    return (zlib.adler32(header) & 0xFFFF) - 1 if header.isascii() else sum(header)
 
 
 class Blocks:

@@ -22,16 +22,15 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from metazoo.data.workers import
 
 
 class Workers:
-    """Calls methods of one object, of which every one of `count` processes holds a copy; with 0, this process does.
+    """Calls methods of one object, the `target`, of which each of `count` processes has a copy; with 0, this one calls.
 
-    The object, the arguments and what comes back are pickled. A context manager; leaving it by an error ends the
-    processes at once.
+    The target, the arguments and what comes back are pickled. The target may be given later than the processes are
+    started, and before the first call. A context manager; leaving it by an error ends the processes at once.
     """
 
-    def __init__(self, target: object, count: int) -> None:
-        self.count = count
-        self._target = target
-        self._processes = [_Process(target) for _ in range(count)]
+    def __init__(self, count: int, target: object = None) -> None:
+        self.count, self.target = count, target
+        self._processes = [_Process() for _ in range(count)]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -43,7 +42,7 @@ class Workers:
             return self._threads.submit(self._call, method, arguments)
         future: Future[Any] = Future()
         try:
-            future.set_result(getattr(self._target, method)(*arguments))
+            future.set_result(getattr(self.target, method)(*arguments))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -51,7 +50,7 @@ class Workers:
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         process = self._idle.get()
         try:
-            return process.call(method, arguments)
+            return process.call(self.target, method, arguments)
         finally:
             self._idle.put(process)
 
@@ -71,8 +70,8 @@ class Workers:
 class _Process:
     """One process, asked through its standard input and answering through its standard output."""
 
-    def __init__(self, target: object) -> None:
-        self._target: object | None = target
+    def __init__(self) -> None:
+        self._has_target = False
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(path=sys.path)],
@@ -84,11 +83,11 @@ class _Process:
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._requests, self._replies = self._popen.stdin, self._popen.stdout
 
-    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def call(self, target: object, method: str, arguments: tuple[Any, ...]) -> Any:
         try:
-            if self._target is not None:
-                pickle.dump(self._target, self._requests, pickle.HIGHEST_PROTOCOL)
-                self._target = None
+            if not self._has_target:
+                pickle.dump(target, self._requests, pickle.HIGHEST_PROTOCOL)
+                self._has_target = True
             pickle.dump((method, arguments), self._requests, pickle.HIGHEST_PROTOCOL)
             self._requests.flush()
             succeeded, value = pickle.load(self._replies)  # of our own process, not of a file
