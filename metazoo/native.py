@@ -1,6 +1,7 @@
 """The kernels, in C: compiled once by the machine's own C compiler, cached, and called on tensors.
 
-Without a compiler there are none, and the modules fall back on torch's operations. `METAZOO_NATIVE=off` asks for that.
+Without a compiler there are none, and the modules fall back on torch's operations. The environment variable
+`METAZOO_NATIVE` asks for that (`off`), or for another processor's kernels by its name for `-march` (`x86-64-v3`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metazoo.errors import UserError
 from metazoo.files import cache_folder, replacing
 
 GROUP = 16
 """Channels come in groups of so many: their number must be a multiple of it."""
 
-_SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
+_SOURCES = sorted(Path(__file__).with_name("kernels").glob("*.[ch]"))
 _TYPES = {
     torch.float32: ("-DREAL=float", "-DINTEGER=int32_t"),
     torch.float64: ("-DREAL=double", "-DINTEGER=int64_t"),
@@ -98,17 +100,26 @@ def usable(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def kernels(dtype: torch.dtype) -> Kernels | None:
-    """The kernels for maps of a type, compiled if they are not yet in the user's cache; None where there are none."""
-    if dtype not in _TYPES or os.environ.get("METAZOO_NATIVE", "on") == "off":
+    """The kernels for maps of a type, compiled if they are not yet in the user's cache; None where there are none.
+
+    Raises UserError where the environment asks for those of a processor that the compiler does not know.
+    """
+    processor = os.environ.get("METAZOO_NATIVE", "")
+    if dtype not in _TYPES or processor == "off":
         return None
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return None
-    for flags in _ATTEMPTS:
+    for flags in ((f"-march={processor}", "-fopenmp"), (f"-march={processor}",)) if processor else _ATTEMPTS:
         try:
             return _kernels(compiler, (*_BASIC, *_TYPES[dtype], *flags))
         except (OSError, AttributeError, subprocess.SubprocessError):
             continue
+    if processor:
+        raise UserError(
+            f"{compiler} compiles no kernels for the processor '{processor}' that METAZOO_NATIVE names; unset it, or set "
+            "it to off."
+        )
     return None
 
 

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from metazoo import native, winograd
 from metazoo.convolution import convolve
+from metazoo.errors import UserError
 
 SHAPES = [
     (2, 16, 32, 5, 7, 1),
@@ -102,7 +103,7 @@ def test_narrower_vectors_give_the_same_numbers(
     """Of all kernels: those for processors with vectors of 16 and 32 bytes, which run on this one, too."""
     if march == "x86-64-v3" and "avx2" not in native._processor().split():
         pytest.skip("this processor has no AVX2")
-    monkeypatch.setattr(native, "_ATTEMPTS", ((f"-march={march}",),))
+    monkeypatch.setenv("METAZOO_NATIVE", march)
     narrow = native.kernels.__wrapped__(dtype)
     assert narrow is not None
     wide = _of_a_network(dtype)
@@ -111,6 +112,12 @@ def test_narrower_vectors_give_the_same_numbers(
     assert all(
         _error(a, b.double()) < (1e-13 if dtype == torch.float64 else 1e-4) for a, b in zip(found, wide, strict=True)
     )
+
+
+def test_a_processor_that_the_compiler_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAZOO_NATIVE", "z80")
+    with pytest.raises(UserError, match="no kernels for the processor 'z80'"):
+        native.kernels.__wrapped__(torch.float32)
 
 
 def _of_a_network(dtype: torch.dtype) -> list[Tensor]:
