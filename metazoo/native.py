@@ -117,8 +117,8 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
             continue
     if processor:
         raise UserError(
-            f"{compiler} compiles no kernels for the processor '{processor}' that METAZOO_NATIVE names; unset it, or set "
-            "it to off."
+            f"{compiler} compiles no kernels for the processor '{processor}' that METAZOO_NATIVE names; unset it, or "
+            "set it to off."
         )
     return None
 
