@@ -46,7 +46,7 @@ def choose(
     """The name of the fastest of `ways` to do one thing on `device`; `facts` say what its speed depends on.
 
     Each way is a function that does the thing. One that fails or finds no memory is out of the question; if all do, the
-    answer is the default. Call it without an active `torch.func` transform.
+    answer is the default in this process. Call it without an active `torch.func` transform.
     """
     if device.type != "cuda":
         return default
@@ -58,10 +58,12 @@ def choose(
             if _postponed or is_capturing(device):
                 return default
             times = {name: _milliseconds(way, device) for name, way in ways.items()}
-            best = min(times, key=lambda name: times[name])
-            chosen = best if math.isfinite(times[best]) else default
-            measured = {name: round(time, 4) if math.isfinite(time) else None for name, time in times.items()}
-            _keep(key, {"chosen": chosen, "milliseconds": measured})
+            chosen = min(times, key=lambda name: times[name])
+            if math.isfinite(times[chosen]):
+                measured = {name: round(time, 4) if math.isfinite(time) else None for name, time in times.items()}
+                _keep(key, {"chosen": chosen, "milliseconds": measured})
+            else:
+                chosen = default
         _known[question] = chosen
     return _known[question]
 

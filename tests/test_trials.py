@@ -96,8 +96,10 @@ def test_a_way_that_is_no_more_is_not_chosen(timed: list[str], monkeypatch: pyte
     assert ask(ways={"slow": "slow"}) == "slow"
 
 
-def test_where_all_fail_the_default_will_say_why(timed: list[str]) -> None:
-    assert ask(ways={"failing": "failing"}, default="failing") == "failing"
+def test_where_all_fail_the_default_will_say_why(timed: list[str], cache: Path) -> None:
+    for _ in range(2):
+        assert ask(ways={"failing": "failing"}, default="failing") == "failing"
+    assert len(timed) == 1 and not cache.exists()
 
 
 def test_while_a_graph_is_captured_nothing_is_tried(timed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
