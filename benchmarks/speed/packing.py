@@ -1,15 +1,17 @@
 """Images packed a second, beside what decoding alone does: `python -m metazoo.benchmarks.speed.packing`.
 
-The images are a stand-in for miniImageNet: JPEGs of 84 pixels in 100 class folders, no two of which decode to the same
-pixels, in a tar (or a folder). Two things take turns, because a shared machine is faster in one minute than the next:
+The images are of three kinds (`stand_in.KINDS`), because packing costs much the same beside each and decoding does not.
+They lie in a tar (or a folder) and are stored at 84 pixels. Two things take turns, because a shared machine is faster
+in one minute than the next:
 
 - packing: all that `metazoo data prepare` does after its start, in a process of its own: finding the images, checking
-  them, starting processes, decoding, ordering, writing, hashing, and seeing that all of it is on the disk;
+  them, starting processes, decoding, resizing, ordering, writing, hashing, and seeing that all of it is on the disk;
 - decoding: processes that are started already, as many, read the same files and make arrays of them with Pillow
   (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped.
 
-Beside the wall-clock time stands the processor time an image takes, of all processes together. The peak memory is that
-of the packing process and of all those it starts, each at its own highest.
+Beside the wall-clock time stands the processor time an image takes, of all processes together, which says more on a
+machine that others use. The peak memory is that of the packing process and of all those it starts, each at its own
+highest. How fast a JPEG is decoded depends on how memory is laid out, which each round changes.
 """
 
 from __future__ import annotations
@@ -23,11 +25,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -37,94 +38,29 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from metazoo.data.dataset import Count, DataSet
-from metazoo.data.layouts import class_folders
-from metazoo.data.packer import BATCH, cores
+from metazoo.benchmarks.speed.stand_in import KINDS, SIZE, jpegs, sheet, write
+from metazoo.data.packer import cores
 from metazoo.data.packing import pack
 from metazoo.data.pictures import Piece, Recipe
 from metazoo.data.workers import Workers
 
-CLASSES = {"train": 64, "val": 16, "test": 20}
-DISTINCT = 1000  # pictures that are encoded
-STEPS = 10  # of the quantisation table, the coarsest first, that are varied
-VARIANTS = 60 * STEPS
-SIZE = 84
-
-
-def sheet(images: int) -> DataSet:
-    """The fact sheet of a stand-in of so many images."""
-    splits = {split: tuple(f"{split}_{number:02}" for number in range(count)) for split, count in CLASSES.items()}
-    each = images // sum(CLASSES.values())
-    return DataSet(
-        name="stand_in",
-        title=f"Stand-in of {images:,} images",
-        citation="None.",
-        terms="None.",
-        where="It is made by the benchmark.",
-        channels=3,
-        size=SIZE,
-        splits=splits,
-        expected={split: Count(count, count * each) for split, count in CLASSES.items()},
-        images_per_class=each,
-        ordered_by="content",
-        recognisers=(class_folders,),
-    )
-
-
-def jpegs(images: int) -> Iterator[tuple[str, bytes]]:
-    """Name and contents of every image. A few hundred are encoded; the others differ from them in a quantisation step,
-    and so in their pixels."""
-    names = [name for names in sheet(images).splits.values() for name in names]
-    encoded = [_encoded(number) for number in range(min(DISTINCT, images))]
-    for number in range(images):
-        content = bytearray(encoded[number % len(encoded)])
-        variant = number // len(encoded)
-        if variant >= VARIANTS:
-            raise ValueError(f"At most {len(encoded) * VARIANTS} images can be made.")
-        content[content.index(b"\xff\xdb") + 6 + variant % STEPS] += 1 + variant // STEPS
-        yield f"{names[number % len(names)]}/{number:08}.jpg", bytes(content)
-
-
-def _encoded(number: int) -> bytes:
-    """A smooth picture with some noise on it; its file is about as long as one of miniImageNet's."""
-    generator = np.random.default_rng(number)
-    smooth = PIL.Image.fromarray(generator.integers(0, 256, (14, 14, 3), dtype=np.uint8)).resize((SIZE, SIZE))
-    noisy = np.asarray(smooth) + generator.normal(0, 6, (SIZE, SIZE, 3))
-    file = io.BytesIO()
-    PIL.Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=50)
-    return file.getvalue()
-
-
-def write(path: Path, images: int, form: str) -> Path:
-    """Write the stand-in class by class, as a tar or a folder; returns where it is."""
-    files = sorted(jpegs(images))
-    if form == "tar":
-        source = path / "stand_in.tar"
-        with tarfile.open(source, "w") as tar:
-            for name, content in files:
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        return source
-    source = path / "stand_in"
-    for name, content in files:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(content)
-    return source
+HANDED_OVER = 512  # files that a decoding process is given at a time
+ENVIRONMENT = 8192
+"""Bytes, the most by which the environments of two rounds differ in length: it moves all that lies behind it."""
 
 
 class Decoder:
     """Decodes as everybody does, and nothing else."""
 
     def decode(self, pieces: Sequence[Piece]) -> tuple[int, float]:
-        """Bytes of the arrays, and seconds of processor time."""
-        begin, total = time.process_time(), 0
+        """How many were decoded, and seconds of processor time."""
+        begin = time.process_time()
         for piece in pieces:
             with open(piece.path, "rb", buffering=0) as file:
                 file.seek(piece.offset)
                 content = file.read(-1 if piece.size is None else piece.size)
-            total += np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).nbytes
-        return total, time.process_time() - begin
+            np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB"))
+        return len(pieces), time.process_time() - begin
 
 
 def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float]:
@@ -134,15 +70,16 @@ def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float
     pieces = [picture for _, picture in sheet(images).layout([source]).images()]
     assert len(pieces) == images and all(isinstance(piece, Piece) for piece in pieces)
     with Workers(workers, Decoder()) as pool:
-        for future in [pool.submit("decode", pieces[:BATCH]) for _ in range(4 * workers)]:
+        for future in [pool.submit("decode", pieces[:64]) for _ in range(4 * workers)]:
             future.result()
         begin = time.perf_counter()
+        size = min(HANDED_OVER, -(-images // (8 * workers)))
         batches: list[Future[tuple[int, float]]] = [
-            pool.submit("decode", pieces[start : start + BATCH]) for start in range(0, images, BATCH)
+            pool.submit("decode", pieces[start : start + size]) for start in range(0, images, size)
         ]
         done = [future.result() for future in batches]
         seconds = time.perf_counter() - begin
-    assert sum(decoded for decoded, _ in done) == images * 3 * SIZE**2
+    assert sum(decoded for decoded, _ in done) == images
     return seconds, sum(taken for _, taken in done)
 
 
@@ -212,29 +149,50 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def measure(images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Both in turns, on a stand-in of so many images."""
-    source = write(folder, images, form)
+def measure(name: str, images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Both in turns, on so many images of a kind."""
+    source = write(folder, images, form, KINDS[name])
     pairs = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        os.environ["METAZOO_ROUND"] = "x" * (ENVIRONMENT * number // rounds)
         packing = time_packing(source, images, workers, folder / "home")
         pairs.append((packing, time_decoding(source, images, workers)))
+    sizes = [len(content) for _, content in jpegs(min(KINDS[name].distinct, images), KINDS[name])]
     ratios = [decoding / packing.seconds for packing, (decoding, _) in pairs]
+    of_processor = [taken / packing.processor_seconds for packing, (_, taken) in pairs]
     return {
+        "kind": name,
         "images": images,
         "form": form,
-        "bytes_an_image": round(
-            sum(len(content) for _, content in jpegs(min(DISTINCT, images))) / min(DISTINCT, images)
-        ),
+        "bytes_an_image": round(statistics.mean(sizes)),
         "packed_per_second": images / statistics.median(packing.seconds for packing, _ in pairs),
         "decoded_per_second": images / statistics.median(decoding for _, (decoding, _) in pairs),
-        "packing_processor_us": 1e6 / images * statistics.median(packing.processor_seconds for packing, _ in pairs),
-        "decoding_processor_us": 1e6 / images * statistics.median(taken for _, (_, taken) in pairs),
         "packed_to_decoded": statistics.median(ratios),
         "packed_to_decoded_of_rounds": ratios,
+        "packing_processor_us": 1e6 / images * statistics.median(packing.processor_seconds for packing, _ in pairs),
+        "decoding_processor_us": 1e6 / images * statistics.median(taken for _, (_, taken) in pairs),
+        "processor_packed_to_decoded": statistics.median(of_processor),
+        "processor_packed_to_decoded_of_rounds": of_processor,
         "peak_mb": max(packing.peak_mb for packing, _ in pairs),
-        "rounds": [{**asdict(packing), "decoding_seconds": decoding} for packing, (decoding, _) in pairs],
+        "rounds": [
+            {**asdict(packing), "decoding_seconds": decoding, "decoding_processor_seconds": taken}
+            for packing, (decoding, taken) in pairs
+        ],
     }
+
+
+def _print(found: dict[str, Any]) -> None:
+    wall, processor = (
+        f"{found[key]:.2f} ({min(found[f'{key}_of_rounds']):.2f}-{max(found[f'{key}_of_rounds']):.2f})"
+        for key in ("packed_to_decoded", "processor_packed_to_decoded")
+    )
+    print(
+        f"{found['kind']:<10} {found['images']:>9,} {found['bytes_an_image']:>7,} "
+        f"{found['packed_per_second']:>8,.0f} {found['decoded_per_second']:>8,.0f} {wall:>18} "
+        f"{found['packing_processor_us']:>9.0f}{found['decoding_processor_us']:>9.0f} {processor:>18} "
+        f"{found['peak_mb']:>5,.0f} MB",
+        flush=True,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -242,9 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m metazoo.benchmarks.speed.packing", description=__doc__.split("\n")[0]
     )
-    parser.add_argument(
-        "--images", type=int, nargs="+", default=[60_000, 100_000], help="how many (default 60000 100000)"
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of which kinds (default: all)")
+    parser.add_argument("--images", type=int, nargs="+", help="how many of each kind (default: as many as it has)")
     parser.add_argument("--form", choices=("tar", "folder"), default="tar", help="what they lie in (default tar)")
     parser.add_argument("--workers", type=int, default=cores(), help="processes that decode (default: one a core)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
@@ -252,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if any(images % 100 for images in options.images) or options.rounds < 1 or options.workers < 1:
+    if any(images % 100 for images in options.images or []) or options.rounds < 1 or options.workers < 1:
         parser.error("there are 100 classes, so --images takes multiples of 100; rounds and workers are at least 1")
     if options.once:
         print(json.dumps(asdict(pack_once(options.once, options.images[0], options.workers, options.home))))
@@ -262,18 +219,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     found = []
     print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; Pillow {PIL.__version__}")
-    print(f"\n{'':>9} {'packed':>9} {'decoded':>9} {'':>6} {'processor time an image':>24} {'peak':>10}")
-    print(f"{'images':>9} {'a second':>9} {'a second':>9} {'ratio':>6} {'packed':>12}{'decoded':>12} {'memory':>10}")
-    for images in options.images:
-        with tempfile.TemporaryDirectory(dir=options.home) as folder:
-            result = measure(images, options.form, options.workers, options.rounds, Path(folder))
-        found.append(result)
-        print(
-            f"{images:>9,} {result['packed_per_second']:>9,.0f} {result['decoded_per_second']:>9,.0f} "
-            f"{result['packed_to_decoded']:>6.2f} {result['packing_processor_us']:>9.0f} us"
-            f"{result['decoding_processor_us']:>9.0f} us {result['peak_mb']:>7,.0f} MB",
-            flush=True,
-        )
+    print(f"\n{'':<10} {'':>9} {'':>6} {'a second':>18} {'':>18} {'processor time, us':>18} {'':>18} {'peak':>8}")
+    print(
+        f"{'kind':<10} {'images':>9} {'bytes':>7} {'packed':>8} {'decoded':>8} {'ratio':>18} "
+        f"{'packed':>9}{'decoded':>9} {'ratio':>18} {'memory':>8}"
+    )
+    for name in options.kinds:
+        for images in options.images or KINDS[name].counts:
+            with tempfile.TemporaryDirectory(dir=options.home) as folder:
+                found.append(measure(name, images, options.form, options.workers, options.rounds, Path(folder)))
+            _print(found[-1])
     if options.json:
         record = {
             "command": "python -m metazoo.benchmarks.speed.packing",
