@@ -28,9 +28,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 Step = Callable[[Episodes], None]
+Prediction = Callable[[Episodes], Tensor]
+"""The query labels `[T, Q]` that are predicted."""
 
 
-def baseline(name: str, algorithm: Algorithm) -> tuple[Step, Step] | None:
+def baseline(name: str, algorithm: Algorithm) -> tuple[Step, Prediction] | None:
     """A meta-step and an evaluation by the plain loop, from the same weights; None for a method that has none here."""
     if name == "maml":
         maml = learn2learn.algorithms.MAML(with_torch_modules(algorithm.backbone), lr=LR)
@@ -60,14 +62,16 @@ def maml_step(maml: Any, episodes: Episodes) -> None:
         (loss / len(episodes)).backward()
 
 
-def maml_predict(maml: Any, episodes: Episodes) -> None:
+def maml_predict(maml: Any, episodes: Episodes) -> Tensor:
     """learn2learn's examples test as they train, without the last gradient."""
+    predicted = []
     for task in range(len(episodes)):
         clone = maml.clone()
         for _ in range(STEPS):
             clone.adapt(F.cross_entropy(clone(episodes.support_x[task]), episodes.support_y[task]))
         with torch.no_grad():
-            clone(episodes.query_x[task]).argmax(dim=1)
+            predicted.append(clone(episodes.query_x[task]).argmax(dim=1))
+    return torch.stack(predicted)
 
 
 class CxGrad(nn.Module):
@@ -113,8 +117,10 @@ def cxgrad_step(model: CxGrad, episodes: Episodes) -> None:
         (loss / len(episodes)).backward()
 
 
-def cxgrad_predict(model: CxGrad, episodes: Episodes) -> None:
+def cxgrad_predict(model: CxGrad, episodes: Episodes) -> Tensor:
+    predicted = []
     for task in range(len(episodes)):
         clone = model.adapt(episodes.support_x[task], episodes.support_y[task])
         with torch.no_grad():
-            clone(episodes.query_x[task]).argmax(dim=1)
+            predicted.append(clone(episodes.query_x[task]).argmax(dim=1))
+    return torch.stack(predicted)
