@@ -17,6 +17,7 @@ from metazoo.errors import Incompatible, UserError
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
 from metazoo.precision import Precision
+from metazoo.recomputing import Recomputing
 from metazoo.schema import Strict
 
 Role: TypeAlias = Literal["body", "norm", "head", "context", "fixed"]
@@ -44,6 +45,8 @@ class Backbone(nn.Module):
         self.head = Head(features, ways)
         self.features = features
         """Length D of a feature vector."""
+        self.recomputing: Recomputing | None = None
+        """What calls the body in adaptation, so that it is computed anew for derivatives; None keeps what they need."""
         self._maps = maps
         self._inserted: list[str] = []
 

@@ -49,6 +49,7 @@ def evaluate(
     data_home: Path | None = None,
     images_on: str = "auto",
     drop_leaking: bool = False,
+    record_graphs: bool = True,
 ) -> Record:
     """Score a finished run on the test episodes of `target` (its source by default), under each selection rule.
 
@@ -58,7 +59,8 @@ def evaluate(
     returned as it is. Where the target's test classes are among those that the source trains on, the record names them
     (`Record.leak`); with `drop_leaking`, no episode draws them, and the test episodes are other ones than usual.
 
-    `images_on` says where the images lie (`Placement`, or auto), which changes the speed and nothing else.
+    `images_on` says where the images lie (`Placement`, or auto), and `record_graphs` lets a GPU replay passes
+    (`metazoo.graphs`); both change the speed and nothing else.
 
     Raises UserError for a run that is not finished, a damaged checkpoint, or a data set the run cannot be tested on;
     OutOfMemory where the device's memory does not suffice; Diverged where a prediction is not a number.
@@ -110,7 +112,8 @@ def evaluate(
     started = time.perf_counter()
     memory = hardware.memory_sentences(place, f"evaluating {run.name}", "lower tasks_per_pass, which changes no result")
     with reporter.stage(f"evaluating on {target}", episodes) as stage, memory, arithmetic(precision, place):
-        scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update)
+        predictors = Predictors(list(models.values()), place, tasks_per_pass, record_graphs, reporter.note)
+        scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update, predictors)
     seconds = time.perf_counter() - started
     if not all(math.isfinite(sum(found)) for found in scores.values()):
         raise Diverged(f"Predictions of {run.name} on {target} are not numbers; lower the method's inner rate.")

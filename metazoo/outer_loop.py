@@ -28,6 +28,7 @@ from metazoo.placement import Placement
 from metazoo.predicting import Predictors
 from metazoo.prefetching import batches
 from metazoo.progress import Reporter, Stage
+from metazoo.recomputing import Recomputing
 from metazoo.run import Run, Summary
 from metazoo.stopping import Stopped, StopRequest
 
@@ -51,12 +52,14 @@ class Trainer:
         record_gradients: bool = False,
         placement: Placement | None = None,
         record_graphs: bool = True,
+        recompute: bool = False,
     ):
         self.settings = config.training
         self.device = device
         self.reporter = reporter
         self.measure = domain.measure
         self.model = assembly.build(config, domain.inputs).to(device)
+        self.model.backbone.recomputing = Recomputing() if recompute else None
         self.stream = domain.episodes(config, "train", config.seed, device, domain.inputs, placement)
         # The validation episodes are the same for every seed.
         self.validation = domain.episodes(config, "val", 0, device, domain.inputs, placement)

@@ -9,12 +9,16 @@ import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.func import vmap
 
 from metazoo.backbones import Backbone
+from metazoo.recomputing import Recomputing
+
+Tapped: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+"""Outputs, and what some modules gave on the way, by their names."""
 
 
 class StackedBackbone(nn.Module):
@@ -30,6 +34,7 @@ class StackedBackbone(nn.Module):
         self.unadapted: dict[str, Tensor] = {}
         """Tensors `[T, ...]` that differ between tasks and stay as they are."""
         self.tasks = tasks
+        self._recomputing = backbone.recomputing
         self._places = {name: _places(part) for name, part in self.parts.items()}
         self.adapted.update(adapted)  # as learn2learn's own clones do: tensors with a history, not leaves
 
@@ -86,19 +91,24 @@ class StackedBackbone(nn.Module):
 
     def _each_task(
         self, part: str, own: Mapping[str, Tensor], inputs: Tensor, tasks: int, taps: Collection[str] = ()
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Tapped:
         """A part on inputs `[T, n, ...]`, each task with its `own` tensors `[T, ...]` and those that all share."""
         module, places, shared = self.parts[part], self._places[part], _below(part, self.shared)
         inside = [tap for tap in taps if tap.startswith(f"{part}.")]
 
-        def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            with _recording(module, part, inside) as seen, _holding(places, {**shared, **weights}):
-                return module(inputs), seen
+        def run(own: Mapping[str, Tensor], shared: Mapping[str, Tensor], inputs: Tensor) -> Tapped:
+            def forward(weights: Mapping[str, Tensor], inputs: Tensor) -> Tapped:
+                with _recording(module, part, inside) as seen, _holding(places, {**shared, **weights}):
+                    return module(inputs), seen
 
-        if tasks == 1:
-            outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
-            return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
-        return vmap(forward, randomness="different")(dict(own), inputs)
+            if tasks == 1:
+                outputs, seen = forward({key: value.squeeze(0) for key, value in own.items()}, inputs.squeeze(0))
+                return outputs.unsqueeze(0), {name: output.unsqueeze(0) for name, output in seen.items()}
+            return vmap(forward, randomness="different")(dict(own), inputs)
+
+        if self._recomputing is None or part != "body":
+            return run(own, shared, inputs)
+        return _recomputed(self._recomputing, run, own, shared, inputs)
 
 
 def each_task(module: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -127,6 +137,27 @@ def _places(module: nn.Module) -> _Places:
                 name = names.setdefault(id(tensor), f"{path}.{key}".lstrip("."))
                 places.setdefault(name, []).append((tensors, key))
     return places
+
+
+def _recomputed(
+    recomputing: Recomputing,
+    run: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor], Tapped],
+    own: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    inputs: Tensor,
+) -> Tapped:
+    """What `run` gives, as a function of all tensors that go into it."""
+    names: list[str] = []
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs, seen = run(
+            dict(zip(own, tensors, strict=False)), dict(zip(shared, tensors[len(own) :], strict=False)), tensors[-1]
+        )
+        names[:] = seen
+        return outputs, *seen.values()
+
+    outputs, *seen = recomputing(function, *own.values(), *shared.values(), inputs)
+    return outputs, dict(zip(names, seen, strict=True))
 
 
 @contextlib.contextmanager

@@ -37,14 +37,17 @@ def train(
     record_gradients: bool = False,
     images_on: str = "auto",
     record_graphs: bool = True,
+    recompute: bool = False,
 ) -> Run:
     """Train what the config says, in its folder under `home`; go on where it stopped, return at once when it is done.
 
-    `tasks_per_pass` tasks are stacked in one pass: by default the whole meta-batch, but on a CPU 1 if the network has
-    convolutions. It changes memory and speed, and the result only by rounding. With `record_gradients`, the metrics
-    hold the norms of the gradients, too (`GradientRecord`); the training stays the same, bit for bit. What cannot work
-    is refused and leaves no folder behind. `images_on` says where the images lie (`Placement`, or auto): it changes the
-    speed and nothing else.
+    With `record_gradients`, the metrics hold the norms of the gradients, too (`GradientRecord`); the training stays the
+    same, bit for bit. What cannot work is refused and leaves no folder behind.
+
+    The rest changes memory and speed, and the result by rounding at most. `tasks_per_pass` tasks are stacked in a pass
+    (by default as `metazoo.memory.PassSize` says), `images_on` says where the images lie (`Placement`, or auto),
+    `record_graphs` lets a GPU replay passes (`metazoo.graphs`), and `recompute` computes what a derivative needs of an
+    inner step anew instead of keeping it (`metazoo.recomputing`).
 
     Raises:
         UserError: for a config, data set or folder that cannot be used.
@@ -87,6 +90,7 @@ def train(
             record_gradients,
             placement,
             record_graphs,
+            recompute,
         )
         if images and not images.goes_without_saying:
             (reporter or Reporter()).note(images.text)
@@ -117,7 +121,9 @@ def _train_marking_state(trainer: Trainer, run: Run) -> None:
     remedy = "lower tasks_per_pass"
     if trainer.pass_size.tasks > 1:
         remedy += f" (now {trainer.pass_size.tasks}; it changes no result)"
-    remedy += ", then meta_batch, queries or the backbone's filters"
+    if trainer.model.backbone.recomputing is None:
+        remedy += ", or take --recompute"
+    remedy += ", then lower meta_batch, queries or the backbone's filters"
     try:
         with StopRequest() as stop, hardware.memory_sentences(trainer.device, f"training {run.name}", remedy):
             trainer.resume(run)

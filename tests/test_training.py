@@ -228,7 +228,7 @@ def test_out_of_memory_says_what_to_lower(error: Exception, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(MAML, "learn", full)
-        with pytest.raises(OutOfMemory, match=r"lower tasks_per_pass \(now 2;.*meta_batch, queries.*filters"):
+        with pytest.raises(OutOfMemory, match=r"lower tasks_per_pass \(now 2;.*--recompute.*queries.*filters"):
             training.train(tiny.config(), home=tmp_path, tasks_per_pass=2)
     run = Run.open(next(tmp_path.iterdir()))
     assert run.state == "out of memory" and "tasks_per_pass" in run.reason

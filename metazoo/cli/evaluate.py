@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metazoo.cli.plugins import PluginFiles, load_plugins
-from metazoo.cli.train import Device, ImagesOn, TasksPerPass, typed
+from metazoo.cli.train import Device, ImagesOn, RecordGraphs, TasksPerPass, typed
 
 if TYPE_CHECKING:
     from metazoo.leaks import Leak
@@ -41,6 +41,7 @@ def evaluate(
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
     images_on: ImagesOn = "auto",
+    record_graphs: RecordGraphs = True,
     plugin: PluginFiles = None,
 ) -> None:
     """Test a finished run on its own or on another data set, and add the record to the run's folder."""
@@ -69,6 +70,7 @@ def evaluate(
                 command=typed(),
                 reporter=reporter,
                 images_on=images_on,
+                record_graphs=record_graphs,
                 drop_leaking=drop_leaking,
             )
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from metazoo.cli.plugins import PluginFiles, load_plugins
-from metazoo.cli.train import Device, ImagesOn, RecordGradients, TasksPerPass, typed
+from metazoo.cli.train import Device, ImagesOn, Recompute, RecordGradients, RecordGraphs, TasksPerPass, typed
 from metazoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def leaderboard(
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
     images_on: ImagesOn = "auto",
+    record_graphs: RecordGraphs = True,
+    recompute: Recompute = False,
     rule: Annotated[
         Literal["last", "best", "ensemble"] | None,
         typer.Option(help="Selection rule to print instead of the suite's."),
@@ -96,6 +98,8 @@ def leaderboard(
         "plugins": tuple(plugin or ()),
         "record_gradients": record_gradients,
         "images_on": images_on,
+        "record_graphs": record_graphs,
+        "recompute": recompute,
     }
     if estimate:
         _print_estimate(chosen, *_missing(chosen, runs, files, jobs, options))

@@ -16,7 +16,24 @@ from metazoo.errors import UserError
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 TasksPerPass = Annotated[
     int | None,
-    typer.Option(help="Tasks stacked in one pass: lower for less memory. By default all; 1 for convolutions on a CPU."),
+    typer.Option(
+        help="Tasks stacked in one pass: lower for less memory. By default all, or on a GPU as many as fit; 1 for "
+        "convolutions on a CPU."
+    ),
+]
+RecordGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--graphs/--no-graphs", help="On a GPU, replay passes as CUDA graphs where that can be done. Changes no result."
+    ),
+]
+Recompute = Annotated[
+    bool,
+    typer.Option(
+        "--recompute",
+        help="Compute inner steps anew for the meta-gradient instead of keeping them: less memory, more time. Changes "
+        "no result.",
+    ),
 ]
 ImagesOn = Annotated[
     Literal["auto", "device", "host", "disk"],
@@ -82,6 +99,8 @@ def train(
     device: Device = "auto",
     tasks_per_pass: TasksPerPass = None,
     images_on: ImagesOn = "auto",
+    record_graphs: RecordGraphs = True,
+    recompute: Recompute = False,
     record_gradients: RecordGradients = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -151,6 +170,8 @@ def train(
                 reporter=reporter,
                 record_gradients=record_gradients,
                 images_on=images_on,
+                record_graphs=record_graphs,
+                recompute=recompute,
             )
     except KeyboardInterrupt as stop:
         said = f"{stop}{_plugins(plugin)}" if str(stop) else "Stopped; the same command goes on."

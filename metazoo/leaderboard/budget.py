@@ -110,6 +110,8 @@ def _timed(config: RunConfig, steps: int, plan: Plan) -> Pace:
             reporter=Reporter(),
             data_home=plan.data_home,
             images_on=plan.images_on,
+            record_graphs=plan.record_graphs,
+            recompute=plan.recompute,
         )
         second = run.metrics[1]
     return Pace(second["seconds"] / steps, second["validation_seconds"] / EPISODES)

@@ -46,6 +46,8 @@ class Plan:
     plugins: tuple[Path, ...] = ()
     data_home: Path | None = None
     images_on: str = "auto"
+    record_graphs: bool = True
+    recompute: bool = False
     record_gradients: bool = False
 
 
@@ -204,8 +206,10 @@ def _train_and_evaluate(job: Training, plan: Plan, reporter: Reporter) -> str:
         "reporter": reporter,
         "data_home": plan.data_home,
         "images_on": plan.images_on,
+        "record_graphs": plan.record_graphs,
     }
-    done = train(job.config, home=plan.runs, record_gradients=plan.record_gradients, **common)
+    recording, recompute = plan.record_gradients, plan.recompute
+    done = train(job.config, home=plan.runs, record_gradients=recording, recompute=recompute, **common)
     results = []
     for target in job.targets:
         asked = plan.evaluation
