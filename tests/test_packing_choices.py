@@ -18,7 +18,7 @@ from metazoo.data import packer
 from metazoo.data.dataset import Layout
 from metazoo.data.packing import pack
 from metazoo.data.pictures import RESIZES, Cropped, Piece, Recipe, decode, fingerprint, stored
-from metazoo.data.rows import sums_of
+from metazoo.data.rows import CHUNK, sums_of
 from metazoo.data.store import Manifest
 from metazoo.data.workers import Workers
 from metazoo.errors import UserError
@@ -255,12 +255,13 @@ def test_a_class_that_is_too_large_is_handed_over_in_parts(monkeypatch, folder, 
     assert sizes == [3] * 9 + [1]
 
 
-@pytest.mark.parametrize("side", [8, 256, 300])
-def test_the_sums_are_exact(side):
-    values = np.full((3, 2, side, side), 255, np.uint8)
-    values[:, 1] = np.random.default_rng(0).integers(0, 256, (3, side, side))
+@pytest.mark.parametrize(("images", "side"), [(3, 300), (257, 8)])
+def test_the_sums_are_exact(images, side):
+    values = np.full((images, 2, side, side), 255, np.uint8)
+    values[:, 1] = np.random.default_rng(0).integers(0, 256, (images, side, side))
     whole = values.astype(np.int64)
     np.testing.assert_array_equal(sums_of(values), [whole.sum(axis=(0, 2, 3)), (whole**2).sum(axis=(0, 2, 3))])
+    assert CHUNK <= 257
 
 
 def test_batches_stay_small_whatever_the_pictures(monkeypatch, folder, home):

@@ -145,11 +145,9 @@ def content_order(marks: np.ndarray) -> np.ndarray:
 
 
 def sums_of(values: np.ndarray) -> np.ndarray:
-    """Sums of the values uint8 [n, C, S, S] and of their squares, int64 [2, C]; exact."""
-    planes = values.reshape(*values.shape[:2], -1)
-    exact = np.uint32 if planes.shape[2] <= 256**2 else np.uint64  # 256² times 255² is less than 2³²
-    sums = planes.sum(axis=2, dtype=exact), np.einsum("ncp,ncp->nc", planes, planes, dtype=exact)
-    return np.stack([each.sum(axis=0, dtype=np.int64) for each in sums])
+    """Sums of the values of at most 257 images, uint8 [n, C, S, S], and of their squares, int64 [2, C]; exact."""
+    pixels = values.sum(axis=0, dtype=np.uint16), np.square(values, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+    return np.stack([each.sum(axis=(1, 2), dtype=np.int64) for each in pixels])
 
 
 def _cycles(order: np.ndarray) -> list[list[int]]:
