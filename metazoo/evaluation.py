@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from metazoo import assembly, hardware, objectives, records
+from metazoo import assembly, graphs, hardware, objectives, records
 from metazoo.algorithm import Algorithm
 from metazoo.checkpoint import Entry
 from metazoo.config import RunConfig, code_version, describe
@@ -112,7 +112,8 @@ def evaluate(
     started = time.perf_counter()
     memory = hardware.memory_sentences(place, f"evaluating {run.name}", "lower tasks_per_pass, which changes no result")
     with reporter.stage(f"evaluating on {target}", episodes) as stage, memory, arithmetic(precision, place):
-        predictors = Predictors(list(models.values()), place, tasks_per_pass, record_graphs, reporter.note)
+        recorder = graphs.recorder(place) if record_graphs else None
+        predictors = Predictors(list(models.values()), place, tasks_per_pass, recorder, reporter.note)
         scores = episode_scores(committees, stream, episodes, place, tasks_per_pass, stage.update, predictors)
     seconds = time.perf_counter() - started
     if not all(math.isfinite(sum(found)) for found in scores.values()):

@@ -34,9 +34,9 @@ class GpuGauge:
         self.device = device
 
     def free(self) -> int:
-        """With what PyTorch holds and does not use."""
-        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return torch.cuda.mem_get_info(self.device)[0] + held
+        """After PyTorch has given back what it holds and does not use; what it holds for CUDA graphs stays theirs."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0]
 
     def peak(self, work: Callable[[], object]) -> int:
         return hardware.peak_of(work, self.device)

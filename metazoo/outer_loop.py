@@ -70,7 +70,7 @@ class Trainer:
         self.meta_pass = MetaPass(self.model, self.parameters, scale)
         recorder = graphs.recorder(device) if record_graphs else None
         self.learning = Replayed(self.meta_pass, recorder, "The passes of training", reporter.note)
-        self.predictors = Predictors([self.model], device, tasks_per_pass, record_graphs, reporter.note)
+        self.predictors = Predictors([self.model], device, tasks_per_pass, recorder, reporter.note)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.score_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.gradients = GradientRecord(self.settings.iterations_per_epoch) if record_gradients else None

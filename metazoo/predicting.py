@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from metazoo import graphs
 from metazoo.algorithm import Algorithm
 from metazoo.committee import Committee
 from metazoo.episodes import Episodes
+from metazoo.graphs import Recorder
 from metazoo.memory import PassSize
 
 STACKED_TASKS = 32
@@ -23,7 +23,8 @@ GATHER_TASKS = 16
 class Predictors:
     """Models of one kind on a device that predict on the same episodes; those that are alike in stacked passes.
 
-    `tasks_per_pass` as in `PassSize`. `note` gets a sentence if passes on a GPU cannot be replayed (`metazoo.graphs`).
+    `tasks_per_pass` as in `PassSize`. Passes are replayed where there is a recorder (`metazoo.graphs`); `note` gets a
+    sentence if they cannot be.
     """
 
     def __init__(
@@ -31,11 +32,11 @@ class Predictors:
         models: Sequence[Algorithm],
         device: torch.device,
         tasks_per_pass: int | None = None,
-        record_graphs: bool = True,
+        recorder: Recorder | None = None,
         note: Callable[[str], object] = lambda text: None,
     ):
         self.models = list(models)
-        self.committee = Committee(self.models, graphs.recorder(device) if record_graphs else None, note)
+        self.committee = Committee(self.models, recorder, note)
         self.size = PassSize(tasks_per_pass, device, STACKED_TASKS * len(self.models), nn.ModuleList(self.models))
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from metazoo import registry
+from metazoo import graphs, registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
@@ -22,7 +22,9 @@ from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
 from metazoo.cost import Arithmetic
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError, unknown
+from metazoo.graphs import Replayed
 from metazoo.hardware import peak_memory_mb
+from metazoo.meta_pass import MetaPass, Prediction, together
 from metazoo.precision import Precision, arithmetic, check_trainable
 
 Work = Literal["training", "evaluation"]
@@ -72,7 +74,7 @@ def measure(
     tasks_per_pass: int | None = None,
     rounds: int = 5,
 ) -> Measured:
-    """Time `rounds` rounds of both sides in alternation, after one that warms up.
+    """Time `rounds` rounds of both sides in alternation, after one that warms up, on a GPU until ours is replayed.
 
     On a CPU with one thread the clock is that thread's own, so that other work on the machine does not count. In tf32
     both sides multiply in it; in bfloat16 ours alone.
@@ -95,12 +97,13 @@ def _measure(
     arguments = method, shape_name, work, str(device), precision, tasks, tasks_per_pass
     ours, theirs = sides(*arguments)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for number in range(rounds + 1):
+    ahead = graphs.WATCHED_RUN + 1 if device.type == "cuda" else 1
+    for number in range(ahead + rounds):
         pair = [("ours", ours), ("theirs", theirs)]
         for name, side in pair if number % 2 else reversed(pair):
             if side is not None:
                 seconds[name].append(_seconds(side, device))
-    seconds = {name: found[1:] for name, found in seconds.items()}
+    seconds = {name: found[ahead:] for name, found in seconds.items()}
     peaks = [_in_fresh_process(_peak_mb, side, *arguments) for side in ("ours", "theirs")]
     our_rate = tasks / statistics.median(seconds["ours"])
     if theirs is None:
@@ -151,13 +154,21 @@ def sides(
     episodes = episodes_of(shape, tasks, place)
     size = tasks_per_pass or (1 if place.type == "cpu" else tasks)
 
-    def predict(episodes: Episodes) -> None:
+    parameters = [parameter for group in algorithm.outer_groups() for parameter in group.parameters]
+    recorder = graphs.recorder(place)
+    learning = Replayed(MetaPass(algorithm, parameters, 1 / tasks), recorder)
+    predicting = Replayed(Prediction(algorithm), recorder)
+
+    def learn() -> None:
+        together(learning, list(episodes.chunks(size)))
+
+    def predict() -> None:
         for chunk in episodes.chunks(size):
-            algorithm.predict(chunk)
+            predicting(chunk)
 
     if work == "evaluation":
-        return partial(predict, episodes), plain_loop and partial(plain_loop[1], episodes)
-    return partial(our_step, algorithm, episodes, size), plain_loop and partial(plain_loop[0], episodes)
+        return predict, plain_loop and partial(plain_loop[1], episodes)
+    return learn, plain_loop and partial(plain_loop[0], episodes)
 
 
 def matrix_gflops(device: torch.device, size: int = 1024) -> float:
@@ -202,7 +213,8 @@ def _peak_mb(side: str, *arguments: Any) -> float | None:
     place = torch.device(arguments[3])
     if place.type == "cuda":
         with arithmetic(arguments[4], place):
-            work()  # with trials, which are made once
+            for _ in range(graphs.WATCHED_RUN - 1):
+                work()  # with trials, which are made once; the next run is as large as a recorded one
             held = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             work()
