@@ -20,7 +20,7 @@ import torch
 
 from metazoo import hardware, registry
 from metazoo.backbones import Conv4
-from metazoo.benchmarks.speed.bench import matrix_gflops, shape_called, shapes
+from metazoo.benchmarks.speed.bench import keep_freed_memory, matrix_gflops, shape_called, shapes
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.benchmarks.speed.shapes import Shape
 from metazoo.data.store import Split, open_store
@@ -158,14 +158,18 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="as that of metazoo bench")
     parser.add_argument("--json", type=Path, help="also write what was measured to this file, after every row")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.keep_freed_memory:
+        keep_freed_memory()
     record = {
         "hardware": hardware.describe(CPU),
         "versions": hardware.versions(),
         "matrix_gflops": matrix_gflops(CPU),
         "threads": arguments.threads,
+        "keep_freed_memory": arguments.keep_freed_memory,
         "measured": (rows := []),
     }
     print(f"{record['hardware']}; matrix product {record['matrix_gflops']:.0f} Gflop/s")
