@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from metazoo.cli import app
 from metazoo.cost import Arithmetic
 from metazoo.episodes import Episodes
 from metazoo.errors import UserError
+from metazoo.meta_pass import MetaPass, together
+from metazoo.outer_step import OuterStep
 from metazoo.testing import tiny_episodes
 
 TINY = Shape("tiny", 3, 16, 16, 1, ways=3, queries=2)
@@ -34,7 +37,8 @@ def test_the_plain_loop_gives_the_methods_own_meta_gradient(name: str) -> None:
     holder.double()
     episodes: Episodes = tiny_episodes(2)
     loops[0](episodes)
-    bench.our_step(algorithm, episodes, 1)
+    passes = MetaPass(algorithm, list(algorithm.parameters()), 1 / len(episodes))
+    passes.give_gradients(together(partial(passes, outer=OuterStep()), list(episodes.chunks(1))))
     theirs = {parameter.grad.norm().item() for parameter in holder.parameters() if parameter.grad is not None}
     ours = {parameter.grad.norm().item() for parameter in algorithm.parameters() if parameter.grad is not None}
     torch.testing.assert_close(sorted(ours), sorted(theirs), atol=1e-10, rtol=1e-8)
@@ -42,7 +46,7 @@ def test_the_plain_loop_gives_the_methods_own_meta_gradient(name: str) -> None:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench, "SHAPES", (TINY,))
-    monkeypatch.setattr(bench, "_in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(bench, "copy_gigabytes", lambda device: 1.0)
     file = tmp_path / "bench.json"
     options = ["--device", "cpu", "--tasks", "1", "--rounds", "2", "--threads", "1", "--json", str(file)]

@@ -15,12 +15,10 @@ from typing import Any, Literal
 import torch
 
 from metazoo import graphs, registry
-from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
 from metazoo.cost import Arithmetic
-from metazoo.episodes import Episodes
 from metazoo.errors import UserError, unknown
 from metazoo.graphs import Replayed
 from metazoo.hardware import peak_memory_mb
@@ -104,7 +102,7 @@ def _measure(
             if side is not None:
                 seconds[name].append(_seconds(side, device))
     seconds = {name: found[ahead:] for name, found in seconds.items()}
-    peaks = [_in_fresh_process(_peak_mb, side, *arguments) for side in ("ours", "theirs")]
+    peaks = [in_fresh_process(_peak_mb, side, *arguments) for side in ("ours", "theirs")]
     our_rate = tasks / statistics.median(seconds["ours"])
     if theirs is None:
         return Measured(method, shape_name, work, precision, our_rate, None, None, None, peaks[0], None, None, None)
@@ -127,12 +125,6 @@ def _measure(
         gflop,
         gflop * our_rate / matrix_gflops(device),
     )
-
-
-def our_step(algorithm: Algorithm, episodes: Episodes, tasks_per_pass: int) -> None:
-    """The same meta-gradient by the stacked learner."""
-    for chunk in episodes.chunks(tasks_per_pass):
-        (algorithm.learn(chunk).losses.sum() / len(episodes)).backward()
 
 
 def sides(
@@ -224,6 +216,7 @@ def _peak_mb(side: str, *arguments: Any) -> float | None:
     return peak_memory_mb(place) - held_mb
 
 
-def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
