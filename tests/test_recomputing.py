@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from metazoo.outer_step import OuterStep
 from metazoo.recomputing import Recomputing
 from metazoo.testing import tiny_algorithm, tiny_episodes
 
+ROOT = Path(__file__).parent.parent
 SECOND_ORDER = ("maml", "mamlpp", "cxgrad", "l2f", "metasgd", "alfa", "metagna", "mgaug", "warpmaml")
 
 
@@ -188,3 +190,14 @@ def test_a_module_that_uses_a_learned_tensor_of_another_is_refused() -> None:
     assert ("gradient", len(list(algorithm.parameters()))) in work(tiny_episodes(1), OuterStep())
     with pytest.raises(Incompatible, match="without --recompute"):
         recomputed(work)
+
+
+def test_the_table_is_that_of_the_record() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed_recompute_cpu.json").read_text(encoding="utf-8"))
+    rows = {(row["method"], row["kernels"], row["recomputed"]): row for row in record["measured"]}
+    for method, kernels in {key[:2] for key in rows}:
+        kept, anew = rows[method, kernels, False], rows[method, kernels, True]
+        figures = [f"{row['peak_mb']:.0f}" for row in (kept, anew)] + [f"{row['seconds']:.2f}" for row in (kept, anew)]
+        blocks = "kernels for CPUs" if kernels else "torch's modules"
+        assert "| " + " | ".join([blocks, method, *figures]) + " |" in page.splitlines()
