@@ -82,7 +82,7 @@ def trained(home: Path, monkeypatch: pytest.MonkeyPatch, tapes: Tapes | None, **
 
 CASES: dict[str, dict[str, Any]] = {
     "maml": {},
-    "parts": {"meta_batch": 3, "tasks_per_pass": 2, "record_gradients": True, "first_order_epochs": 1},
+    "parts": {"meta_batch": 5, "tasks_per_pass": 2, "record_gradients": True, "first_order_epochs": 1},
     "schedules": {"algorithm": "mamlpp", "epochs": 4, "gradient_clamp": 0.1},
     "restarts": {"algorithm": "l2f", "legacy_restart_every": 4},
     "cannot": {"algorithm": "mgaug", "settings": {"base_settings": {"inner_steps": 1}}},
