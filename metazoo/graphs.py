@@ -89,6 +89,8 @@ class CudaGraphs:
                 results = work()
         except RuntimeError as error:
             cause = _first_cause(error)
+            if not isinstance(cause, Exception):
+                raise cause from None  # Ctrl-C, which the end of a broken recording would hide
             if is_out_of_memory(cause):
                 raise Unrecordable("the GPU's memory has no room for it") from error
             reason = str(cause).strip().partition("\n")[0].rstrip(".")

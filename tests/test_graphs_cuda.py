@@ -96,16 +96,25 @@ def test_a_recording_that_fails_says_what_went_wrong_first(cuda: FakeCuda, cause
     def work() -> Results:
         raise cause
 
-    cuda.failure = torch.AcceleratorError(REFUSED)
+    cuda.failure = RuntimeError(REFUSED)
     with pytest.raises(Unrecordable, match=reason):
         CudaGraphs(GPU).record(work)
     assert cuda.streams == ["default"] and gc.isenabled()
 
 
 def test_a_recording_that_only_its_end_refuses_says_so(cuda: FakeCuda) -> None:
-    cuda.failure = torch.AcceleratorError(REFUSED)
+    cuda.failure = RuntimeError(REFUSED)
     with pytest.raises(Unrecordable, match="previous error during capture"):
         CudaGraphs(GPU).record(lambda: {"loss": torch.ones(())})
+
+
+def test_ctrl_c_during_a_recording_is_not_lost(cuda: FakeCuda) -> None:
+    def work() -> Results:
+        raise KeyboardInterrupt
+
+    cuda.failure = RuntimeError(REFUSED)
+    with pytest.raises(KeyboardInterrupt):
+        CudaGraphs(GPU).record(work)
 
 
 def test_an_error_that_is_not_cudas_is_not_swallowed(cuda: FakeCuda) -> None:
