@@ -227,7 +227,7 @@ def episode_scores(
     """
     models = {id(model): model for members in committees.values() for model in members}
     modes = {key: model.training for key, model in models.items()}
-    predict = predictors or Predictors(list(models.values()), device, tasks_per_pass)
+    predict = predictors or Predictors(list(models.values()), device, tasks_per_pass, graphs.recorder(device))
     scores: dict[Key, list[Tensor]] = {key: [] for key in committees}
     gathered = predict.gathered
     spans = ((start, min(gathered, episodes - start)) for start in range(0, episodes, gathered))

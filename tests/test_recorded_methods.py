@@ -17,6 +17,7 @@ from tiny import tiny_sets  # noqa: F401
 from metazoo import graphs, native, outer_loop, registry, training
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
+from metazoo.committee import Committee
 from metazoo.episodes import Episodes
 from metazoo.errors import Diverged
 from metazoo.graphs import Replayed
@@ -68,6 +69,22 @@ def test_a_replayed_pass_is_the_pass(name: str, monkeypatch: pytest.MonkeyPatch)
     assert len(notes) == (name in DRAWS_ON_THE_HOST)
     for note in notes:
         assert note.startswith("Passes run operation by operation, not as one recorded CUDA graph: ")
+
+
+@pytest.mark.parametrize(("name", "stacked"), [("maml", True), ("cxgrad", True), ("mamlpp", False)])
+def test_a_recorded_committee_predicts_as_ever(name: str, stacked: bool) -> None:
+    members = [make(name), make(name)]
+    with torch.no_grad():
+        for parameter in members[1].parameters():
+            parameter.mul_(1.1)
+    tapes, plain = Tapes(), Committee(members)
+    recorded = Committee(members, tapes)
+    for seed in range(6):
+        batch = episodes(seed, tasks=3)
+        for found, expected in zip(recorded.predict(batch, 4), plain.predict(batch, 4), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert recorded.is_stacked is stacked
+    assert tapes.records == 2, "stacked passes of two episodes and of one, or a pass of each member"
 
 
 def trained(home: Path, monkeypatch: pytest.MonkeyPatch, tapes: Tapes | None, **changes: Any) -> Any:
