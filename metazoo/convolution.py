@@ -23,13 +23,14 @@ _BACKWARD = torch.ops.aten.convolution_backward.default
 def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """The convolution `[n, F, H, W]` of maps `[n, C, H, W]` with a weight `[F, C, h, w]`; on a CPU channels last.
 
-    It multiplies in the maps' type. It may run under `torch.func.vmap` while gradients are taken outside by autograd.
+    It multiplies in the maps' type, or more exactly. It may run under `torch.func.vmap` while gradients are taken
+    outside by autograd.
     """
     if stacked(x, weight):
         return _ConvolveStacked.apply(x, weight, padding)
-    weight = weight.to(x.dtype)
     if not _in_forms(x):
-        return _Convolve.apply(x, weight, padding)
+        return _Convolve.apply(x, weight if winograd.fits(x, weight) else weight.to(x.dtype), padding)
+    weight = weight.to(x.dtype)
     return _Convolve.apply(x.unsqueeze(0), weight.unsqueeze(0), padding).squeeze(0)
 
 

@@ -17,6 +17,10 @@ MOST_PAIRS = 128 * 128
 """Pairs of a channel and a filter: with many more, the filters leave the processor's cache, and little is gained."""
 
 
+_TYPE_OF_WEIGHT = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
+"""By the type of the maps. Those in bfloat16 are multiplied in float32 and only stored in bfloat16."""
+
+
 class _Maps(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "filters", "padding")] + [
         ("threads", ctypes.c_int32)
@@ -24,7 +28,7 @@ class _Maps(ctypes.Structure):
 
 
 def fits(maps: Tensor, weight: Tensor, groups: int = 1) -> bool:
-    """Whether the functions here can be used: float32 or float64 on a CPU, 3x3, channels and filters in sixteens."""
+    """Whether the functions here can be used: on a CPU, for 3x3 filters, channels and filters in sixteens."""
     filters, channels, *sides = weight.shape
     return (
         groups == 1
@@ -32,7 +36,7 @@ def fits(maps: Tensor, weight: Tensor, groups: int = 1) -> bool:
         and channels % native.GROUP == filters % native.GROUP == 0
         and filters * channels <= MOST_PAIRS
         and maps.device.type == "cpu"
-        and maps.dtype == weight.dtype in (torch.float32, torch.float64)
+        and weight.dtype == _TYPE_OF_WEIGHT.get(maps.dtype)
         and maps.numel() > 0
         and native.usable(maps.dtype)
     )
@@ -50,7 +54,7 @@ def gradient_at_maps(g: Tensor, weight: Tensor, padding: int) -> Tensor:
 
 def gradient_at_weight(g: Tensor, x: Tensor, padding: int) -> Tensor:
     """The gradient at the weight, of the gradient g at the output."""
-    of_weight = torch.empty(g.shape[1], x.shape[1], 3, 3, dtype=x.dtype)
+    of_weight = torch.empty(g.shape[1], x.shape[1], 3, 3, dtype=_TYPE_OF_WEIGHT[x.dtype])
     native.run("winograd_weight", x.dtype, g, x, _maps(x, g.shape[1], padding), of_weight)
     return of_weight
 

@@ -56,6 +56,20 @@ def test_convolution_and_both_gradients_are_those_of_torch(
     assert _error(winograd.gradient_at_weight(g, x, padding), dw) < bound
 
 
+def test_maps_in_bfloat16_are_multiplied_in_float32() -> None:
+    """Off by no more than what storing the maps takes away; a gradient at the weight by nothing of that kind."""
+    x, weight, g, padding = _drawn(SHAPES[1], torch.float32)
+    x, g = x.bfloat16(), g.bfloat16()
+    wide = x.float(), g.float()
+    assert winograd.fits(x, weight)
+    assert torch.equal(winograd.convolve(x, weight, padding), winograd.convolve(wide[0], weight, padding).bfloat16())
+    turned = winograd.gradient_at_maps(wide[1], weight, padding).bfloat16()
+    assert torch.equal(winograd.gradient_at_maps(g, weight, padding), turned)
+    assert torch.equal(
+        winograd.gradient_at_weight(g, x, padding), winograd.gradient_at_weight(wide[1], wide[0], padding)
+    )
+
+
 def test_derivatives_of_first_and_second_order_are_right() -> None:
     x, weight, _, _ = _drawn((1, 16, 16, 3, 4, 1), torch.float64)
     x.requires_grad_(), weight.requires_grad_()
@@ -88,6 +102,7 @@ def test_what_it_is_not_made_for_is_left_to_torch() -> None:
     assert not winograd.fits(x, weight[:, :, :1, :1])
     assert not winograd.fits(x, weight[:10])
     assert not winograd.fits(x.bfloat16(), weight.bfloat16())
+    assert not winograd.fits(x, weight.double())
     assert not winograd.fits(x.to("meta"), weight.to("meta"))
     assert not winograd.fits(x, torch.empty(512, 512, 3, 3))
     with native.set_aside():

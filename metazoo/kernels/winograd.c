@@ -228,19 +228,19 @@ static void filters_in_points(
 INLINE int64_t apart(int64_t values) { return (values / GROUP | 1) * GROUP; }
 
 /* Tiles number `first` to `first + count` of the maps in points, [36][count][channels]. */
-static void maps_in_points(const real *x, const Maps *m, int64_t first, int64_t count, const real *zeros, real *points) {
+static void maps_in_points(const stored *x, const Maps *m, int64_t first, int64_t count, const stored *zeros, real *points) {
     int64_t across = tiles_across(m), each = tiles_down(m) * across, channels = m->channels, step = apart(count * channels);
     for (int64_t t = 0; t < count; t++) {
         int64_t image = (first + t) / each, tile = (first + t) % each;
         int64_t top = tile / across * 4 - m->padding, left = tile % across * 4 - m->padding;
-        const real *pixel[POINTS];
+        const stored *pixel[POINTS];
         for (int k = 0; k < POINTS; k++) {
             int64_t y = top + k / 6, x_ = left + k % 6;
             int inside = y >= 0 && y < m->height && x_ >= 0 && x_ < m->width;
             pixel[k] = inside ? x + ((image * m->height + y) * m->width + x_) * channels : zeros;
         }
         for (int64_t c = 0; c < channels; c += LANES) {
-#define READ(i, j) load(pixel[i * 6 + j] + c)
+#define READ(i, j) get(pixel[i * 6 + j] + c)
 #define WRITE(k, l, value) *(lanes *)(points + (k * 6 + l) * step + t * channels + c) = value
             BOTH_DIRECTIONS(six_in_points, 6, 6, READ, WRITE);
 #undef READ
@@ -250,18 +250,20 @@ static void maps_in_points(const real *x, const Maps *m, int64_t first, int64_t 
 }
 
 /* The same of the gradients at the outputs, [36][count][filters]. */
-static void outputs_in_points(const real *g, const Maps *m, int64_t first, int64_t count, const real *zeros, real *points) {
+static void outputs_in_points(
+    const stored *g, const Maps *m, int64_t first, int64_t count, const stored *zeros, real *points
+) {
     int64_t across = tiles_across(m), each = tiles_down(m) * across, filters = m->filters;
     int64_t height = out_height(m), width = out_width(m), step = apart(count * filters);
     for (int64_t t = 0; t < count; t++) {
         int64_t image = (first + t) / each, tile = (first + t) % each;
-        const real *pixel[16];
+        const stored *pixel[16];
         for (int k = 0; k < 16; k++) {
             int64_t y = tile / across * 4 + k / 4, x = tile % across * 4 + k % 4;
             pixel[k] = y < height && x < width ? g + ((image * height + y) * width + x) * filters : zeros;
         }
         for (int64_t f = 0; f < filters; f += LANES) {
-#define READ(i, j) load(pixel[i * 4 + j] + f)
+#define READ(i, j) get(pixel[i * 4 + j] + f)
 #define WRITE(k, l, value) *(lanes *)(points + (k * 6 + l) * step + t * filters + f) = value
             BOTH_DIRECTIONS(four_in_points, 4, 6, READ, WRITE);
 #undef READ
@@ -271,17 +273,17 @@ static void outputs_in_points(const real *g, const Maps *m, int64_t first, int64
 }
 
 /* The outputs of tiles in points, [36][count][filters]. */
-static void outputs_from_points(const real *points, const Maps *m, int64_t first, int64_t count, real *y) {
+static void outputs_from_points(const real *points, const Maps *m, int64_t first, int64_t count, stored *y) {
     int64_t across = tiles_across(m), each = tiles_down(m) * across, filters = m->filters;
     int64_t height = out_height(m), width = out_width(m), step = apart(count * filters);
     for (int64_t t = 0; t < count; t++) {
         int64_t image = (first + t) / each, tile = (first + t) % each, top = tile / across * 4, left = tile % across * 4;
         int rows = top + 4 <= height ? 4 : (int)(height - top), columns = left + 4 <= width ? 4 : (int)(width - left);
-        real *corner = y + ((image * height + top) * width + left) * filters;
+        stored *corner = y + ((image * height + top) * width + left) * filters;
         for (int64_t f = 0; f < filters; f += LANES) {
 #define READ(i, j) *(const lanes *)(points + (i * 6 + j) * step + t * filters + f)
 #define WRITE(k, l, value) \
-    if (k < rows && l < columns) *(loose *)(corner + (k * width + l) * filters + f) = value
+    if (k < rows && l < columns) put(corner + (k * width + l) * filters + f, value)
             BOTH_DIRECTIONS(four_of_points, 6, 4, READ, WRITE);
 #undef READ
 #undef WRITE
@@ -298,7 +300,7 @@ INLINE int64_t together(const Maps *m) {
 static real *reals(int64_t count) { return aligned_alloc(64, (count * sizeof(real) + 63) / 64 * 64); }
 
 /* y of (x, weight); `turned`: the weight is [channels][filters][3][3] and that of the convolution whose gradient this is. */
-int32_t winograd_convolve(const real *x, const real *weight, Maps maps, int32_t turned, real *y) {
+int32_t winograd_convolve(const stored *x, const real *weight, Maps maps, int32_t turned, stored *y) {
     const Maps *m = &maps;
     int64_t all = tiles(m), most = together(m), in = m->channels, out = m->filters, size = POINTS * in * out;
     if (most > all) most = all;
@@ -313,11 +315,11 @@ int32_t winograd_convolve(const real *x, const real *weight, Maps maps, int32_t 
     for (int64_t first = 0; first < all; first += most) {
         int64_t count = all - first < most ? all - first : most;
         real *points = buffers + THREAD * own, *products = points + of_in;
-        maps_in_points(x, m, first, count, zeros, points);
-        for (int p = 0; p < POINTS; p++)
-            multiply(
-                points + p * apart(count * in), in, 1, filters + p * in * out, out, count, in, products + p * apart(count * out), 0
-            );
+        maps_in_points(x, m, first, count, (const stored *)zeros, points);
+        for (int p = 0; p < POINTS; p++) {
+            real *product = products + p * apart(count * out);
+            multiply(points + p * apart(count * in), in, 1, filters + p * in * out, out, count, in, product, 0);
+        }
         outputs_from_points(products, m, first, count, y);
     }
     free(filters);
@@ -325,7 +327,7 @@ int32_t winograd_convolve(const real *x, const real *weight, Maps maps, int32_t 
 }
 
 /* The gradient at the weight, [filters][channels][3][3], of (g, x). */
-int32_t winograd_weight(const real *g, const real *x, Maps maps, real *of_weight) {
+int32_t winograd_weight(const stored *g, const stored *x, Maps maps, real *of_weight) {
     const Maps *m = &maps;
     int64_t all = tiles(m), most = together(m), in = m->channels, out = m->filters, size = POINTS * in * out;
     if (most > all) most = all;
@@ -335,18 +337,19 @@ int32_t winograd_weight(const real *g, const real *x, Maps maps, real *of_weight
     if (!sums) return 1;
     real *zeros = memset(sums + size, 0, longest * sizeof(real)), *pixels = zeros + longest;
     real *gradients = pixels + POINTS * apart(most * in);
+    const stored *nothing = (const stored *)zeros;
     for (int64_t first = 0; first < all; first += most) {
         int64_t count = all - first < most ? all - first : most;
 #pragma omp parallel for num_threads(m->threads) if (m->threads > 1)
         for (int half = 0; half < 2; half++) {
-            if (half) maps_in_points(x, m, first, count, zeros, pixels);
-            else outputs_in_points(g, m, first, count, zeros, gradients);
+            if (half) maps_in_points(x, m, first, count, nothing, pixels);
+            else outputs_in_points(g, m, first, count, nothing, gradients);
         }
 #pragma omp parallel for num_threads(m->threads) if (m->threads > 1)
-        for (int p = 0; p < POINTS; p++)
-            multiply(
-                pixels + p * apart(count * in), 1, in, gradients + p * apart(count * out), out, in, count, sums + p * in * out, first > 0
-            );
+        for (int p = 0; p < POINTS; p++) {
+            const real *left = pixels + p * apart(count * in), *right = gradients + p * apart(count * out);
+            multiply(left, 1, in, right, out, in, count, sums + p * in * out, first > 0);
+        }
     }
     real *turned = pixels;
     for (int64_t c = 0; c < in; c++)
