@@ -11,9 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metazoo import blocks
-from metazoo.convolution import Conv2d
 from metazoo.errors import Incompatible, UserError
+from metazoo.fast import blocks
+from metazoo.fast.convolution import Conv2d
 from metazoo.normalisation import BatchStatisticsNorm
 from metazoo.pooling import HalvingMaxPool
 from metazoo.precision import Precision

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from metazoo import backbones, native
+from metazoo import backbones
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.episodes import Episodes
+from metazoo.fast import native
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metazoo import trials
 from metazoo.episodes import Episodes
+from metazoo.fast import trials
 from metazoo.hardware import is_out_of_memory
 from metazoo.meta_pass import Results
 from metazoo.outer_step import Clock, OuterStep

@@ -8,8 +8,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from metazoo import hardware, trials
+from metazoo import hardware
 from metazoo.episodes import Episodes
+from metazoo.fast import trials
 
 SHARE_OF_FREE_MEMORY = 0.8
 """What passes may take of the memory that is free; the rest is for what differs between measured and later passes."""

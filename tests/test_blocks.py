@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call, vmap
 
-from metazoo import blocks, native, registry
+from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4, ConvBlock
-from metazoo.convolution import convolve
+from metazoo.fast import blocks, native
+from metazoo.fast.convolution import convolve
 from metazoo.testing import tiny_algorithm, tiny_episodes
 
 needs_kernels = pytest.mark.skipif(native.kernels(torch.float64) is None, reason="there is no C compiler here")

@@ -14,11 +14,12 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn import functional as F
 
-from metazoo import blocks, compiled, forms, registry, trials
+from metazoo import registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4, ResNet12, create
-from metazoo.convolution import Conv2d, convolve
 from metazoo.errors import UserError
+from metazoo.fast import blocks, compiled, forms, trials
+from metazoo.fast.convolution import Conv2d, convolve
 from metazoo.learner import Learner
 from metazoo.testing import tiny_algorithm, tiny_episodes
 

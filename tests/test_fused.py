@@ -14,10 +14,10 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import vmap
 from torch.nn import functional as F
 
-from metazoo import blocks, compiled, derivatives, trials
 from metazoo.backbones import Conv4, ConvBlock
 from metazoo.errors import UserError
-from metazoo.fused import COMPILED, EAGER, NormalisePool, Passes
+from metazoo.fast import blocks, compiled, derivatives, trials
+from metazoo.fast.fused import COMPILED, EAGER, NormalisePool, Passes
 
 EPS = 1e-3
 SHAPES = [(3, 4, 6, 8), (2, 4, 5, 7), (2, 3, 4, 4, 5), (1, 4, 2, 2)]

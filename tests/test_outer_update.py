@@ -12,10 +12,10 @@ from tape import Watch
 from tiny import tiny_sets  # noqa: F401
 from torch import nn
 
-from metazoo import native
 from metazoo.algorithm import OuterGroup
 from metazoo.config import TrainingSettings, resolve
 from metazoo.domains import open_domain
+from metazoo.fast import native
 from metazoo.outer_loop import Trainer
 from metazoo.outer_step import OuterStep
 from metazoo.outer_update import OuterUpdate

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from metazoo import blocks, native, patches
 from metazoo.backbones import Conv4
+from metazoo.fast import blocks, native, patches
 
 pytestmark = pytest.mark.skipif(native.kernels(torch.float64) is None, reason="there is no C compiler here")
 

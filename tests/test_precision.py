@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metazoo import assembly, blocks, native, registry
+from metazoo import assembly, registry
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4, Mlp, create
 from metazoo.config import RunConfig, TrainingSettings, identity
 from metazoo.data.inputs import ImageInputs
 from metazoo.errors import UserError
+from metazoo.fast import blocks, native
 from metazoo.testing import tiny_algorithm, tiny_episodes
 
 needs_kernels = pytest.mark.skipif(native.kernels(torch.bfloat16) is None, reason="there is no C compiler here")

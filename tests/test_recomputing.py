@@ -15,10 +15,11 @@ from tape import Tapes, assert_equal, episodes, kept
 from tiny import tiny_sets  # noqa: F401
 from torch import Tensor, nn
 
-from metazoo import native, registry, training
+from metazoo import registry, training
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.errors import Incompatible
+from metazoo.fast import native
 from metazoo.graphs import Replayed
 from metazoo.meta_pass import MetaPass, Results
 from metazoo.outer_step import OuterStep

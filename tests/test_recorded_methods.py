@@ -14,12 +14,13 @@ from tape import Tapes, assert_equal, episodes, kept
 from test_checkpoint import StopAt, assert_same
 from tiny import tiny_sets  # noqa: F401
 
-from metazoo import graphs, native, outer_loop, registry, training
+from metazoo import graphs, outer_loop, registry, training
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.committee import Committee
 from metazoo.episodes import Episodes
 from metazoo.errors import Diverged
+from metazoo.fast import native
 from metazoo.graphs import Replayed
 from metazoo.meta_pass import MetaPass, Prediction
 from metazoo.outer_step import OuterStep

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from metazoo import trials
 from metazoo.errors import UserError
+from metazoo.fast import trials
 
 GPU = torch.device("cuda", 0)
 MILLISECONDS = {"slow": 3.0, "fast": 1.0, "failing": math.inf}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from metazoo import native, winograd
-from metazoo.convolution import convolve
 from metazoo.errors import UserError
+from metazoo.fast import native, winograd
+from metazoo.fast.convolution import convolve
 
 SHAPES = [
     (2, 16, 32, 5, 7, 1),
@@ -137,7 +137,7 @@ def test_a_processor_that_the_compiler_does_not_know_is_refused(monkeypatch: pyt
 
 def _of_a_network(dtype: torch.dtype) -> list[Tensor]:
     """Outputs, gradients and second derivatives of two blocks, the first on images."""
-    from metazoo.blocks import block
+    from metazoo.fast.blocks import block
 
     generator = torch.Generator().manual_seed(0)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from metazoo import native, winograd
 from metazoo.benchmarks.speed.bench import matrix_gflops, shapes, sides
+from metazoo.fast import native, winograd
 
 
 @dataclass

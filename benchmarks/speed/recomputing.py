@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from metazoo import hardware, native, registry
+from metazoo import hardware, registry
 from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.bench import in_fresh_process, shape_called
 from metazoo.benchmarks.speed.plain import SETTINGS
 from metazoo.benchmarks.speed.shapes import episodes_of
+from metazoo.fast import native
 from metazoo.files import write_text
 from metazoo.meta_pass import MetaPass
 from metazoo.outer_step import OuterStep

@@ -2,7 +2,7 @@
 
 The derivation is in `metazoo.normalisation`; pooling and activation only choose and scale single values, which are
 remembered as one byte a window. What computes is exchangeable: the kernels in C, or the functions of
-`metazoo.derivatives` as they are or compiled.
+`metazoo.fast.derivatives` as they are or compiled.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo import compiled, derivatives, native
-from metazoo.forms import channels_last
+from metazoo.fast import compiled, derivatives, native
+from metazoo.fast.forms import channels_last
 
 
 @dataclass(frozen=True)
 class Passes:
-    """One way to compute y and its derivatives; what they take and give is said in `metazoo.derivatives`."""
+    """One way to compute y and its derivatives; what they take and give is said in `metazoo.fast.derivatives`."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -101,7 +101,7 @@ class _SecondGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError("A block of metazoo.blocks has no third derivative.")
+        raise RuntimeError("A block of metazoo.fast.blocks has no third derivative.")
 
 
 def _kernels_forward(

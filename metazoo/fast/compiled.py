@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo import trials
+from metazoo.fast import trials
 
 
 def available(device: torch.device) -> bool:

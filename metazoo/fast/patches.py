@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
-from metazoo import native
-from metazoo.forms import channels_last
+from metazoo.fast import native
+from metazoo.fast.forms import channels_last
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def block(
     side: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `metazoo.blocks.block`, without a bias and a gradient at the images and outside of `torch.func.vmap`.
+    """As `metazoo.fast.blocks.block`, without a bias and a gradient at the images and outside of `torch.func.vmap`.
 
     It has derivatives of every order.
     """

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from metazoo import native
+from metazoo.fast import native
 
 MOST_PAIRS = 128 * 128
 """Pairs of a channel and a filter: with many more, the filters leave the processor's cache, and little is gained."""

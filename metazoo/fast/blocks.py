@@ -1,7 +1,7 @@
 """One block of Conv4 in few passes over memory: convolution; then batch norm, max-pool and activation as one function.
 
 On a CPU that function computes by kernels in C. On a GPU it computes by torch's operations, compiled or as they are,
-unless torch's own modules are faster there: a trial decides (`metazoo.trials`). The environment variable
+unless torch's own modules are faster there: a trial decides (`metazoo.fast.trials`). The environment variable
 `METAZOO_BLOCK` fixes one of the three, on any device.
 """
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metazoo import compiled, native, patches, trials
-from metazoo.convolution import convolve, stacked, tasks_first
-from metazoo.fused import COMPILED, EAGER, KERNELS, NormalisePool, Passes
+from metazoo.fast import compiled, native, patches, trials
+from metazoo.fast.convolution import convolve, stacked, tasks_first
+from metazoo.fast.fused import COMPILED, EAGER, KERNELS, NormalisePool, Passes
 
 
 def fits(maps: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:

@@ -5,7 +5,7 @@
    2016). With the usual points 0, 1, -1, 2, -2 the rounding error would be twice as large as with these, and it is
    about twice that of summing products one by one.
 
-   metazoo.native compiles this file with native.c; metazoo.winograd says what the functions compute. Maps are channels
+   metazoo.fast.native compiles this file with native.c; metazoo.fast.winograd says what the functions compute. Maps are channels
    last, weights [F][C][3][3], and both numbers of channels are multiples of GROUP. What lies in points is [36][...]. */
 
 #include "kernels.h"

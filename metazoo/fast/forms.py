@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metazoo import trials
+from metazoo.fast import trials
 
 Operation: TypeAlias = Literal["forward", "of_maps", "of_weight"]
 

@@ -1,6 +1,6 @@
 /* What the kernels share: vectors of channels, maps as they lie in memory, and windows.
 
-   metazoo.native compiles these files together, once for each type that maps are stored in (REAL: what is computed in,
+   metazoo.fast.native compiles these files together, once for each type that maps are stored in (REAL: what is computed in,
    INTEGER: as wide; with BFLOAT16, maps are stored in half of a float's bits). Each belongs to the module of its name,
    which says what its functions compute.
 

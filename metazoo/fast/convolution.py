@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metazoo import forms, winograd
-from metazoo.forms import channels_last
+from metazoo.fast import forms, winograd
+from metazoo.fast.forms import channels_last
 
 _BACKWARD = torch.ops.aten.convolution_backward.default
 
@@ -45,7 +45,7 @@ class Conv2d(nn.Conv2d):
 
 
 def _in_forms(x: Tensor) -> bool:
-    """Whether convolutions of these maps run in one of `metazoo.forms`, of however many tasks."""
+    """Whether convolutions of these maps run in one of `metazoo.fast.forms`, of however many tasks."""
     return x.device.type != "cpu" or forms.asked_for() is not None
 
 

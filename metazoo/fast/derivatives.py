@@ -1,6 +1,6 @@
 """The passes of a block behind its convolution, as three pure functions in torch's operations.
 
-They compute what the kernels in C compute, on any device; `metazoo.compiled` makes few kernels of each. Maps are
+They compute what the kernels in C compute, on any device; `metazoo.fast.compiled` makes few kernels of each. Maps are
 `[..., n, C, H, W]` and what belongs to a channel is `[..., C]`, where `...` is nothing or a task axis. A window is a
 group of `side` x `side` pixels that is pooled to one. Its code is the number of its largest pixel in row-major order,
 plus `NEGATIVE` where that pixel's value is not above 0, so that the activation multiplies it by `slope`. Maps stored in
