@@ -51,7 +51,8 @@ def block(
     of exactly zero, because batch norm takes it away again. It may run under `torch.func.vmap` while gradients are
     taken outside by autograd. A third derivative raises RuntimeError.
 
-    With dtype bfloat16, convolutions multiply in it and maps are kept in it; statistics, scale and shift stay float32.
+    With dtype bfloat16, maps are kept in it, and convolutions multiply in it or more exactly; statistics, scale and
+    shift stay float32.
     """
     if bias is not None:
         beta = beta + (bias - bias)
