@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from metazoo.fast import compiled, native, patches, trials
 from metazoo.fast.convolution import convolve, stacked, tasks_first
+from metazoo.fast.forms import folded, unfolded
 from metazoo.fast.fused import COMPILED, EAGER, KERNELS, NormalisePool, Passes
 
 
@@ -76,8 +77,8 @@ def _normalise_pool(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: f
         return WAYS[_way(z, gamma, beta, eps, slope, side)](z, gamma, beta, eps, slope, side)
     if z.dim() == 4:
         return NormalisePool.apply(z, gamma, beta, eps, slope, side, KERNELS)
-    maps = NormalisePool.apply(_folded(z), gamma.flatten(), beta.flatten(), eps, slope, side, KERNELS)
-    return _unfolded(maps, len(z))
+    maps = NormalisePool.apply(folded(z), gamma.flatten(), beta.flatten(), eps, slope, side, KERNELS)
+    return unfolded(maps, len(z))
 
 
 def _way(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> str:
@@ -100,21 +101,12 @@ def _way(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side:
 
 def _modules(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, side: int) -> Tensor:
     """What torch's own modules do, one by one."""
-    maps = _folded(z) if z.dim() == 5 else z
+    maps = folded(z) if z.dim() == 5 else z
     scale, shift = gamma.flatten(), beta.flatten()
     maps = torch.batch_norm(maps.to(gamma.dtype), scale, shift, None, None, True, 0.0, eps, True)
     maps = F.max_pool2d(maps, side) if side > 1 else maps
     maps = (F.leaky_relu(maps, slope) if slope else F.relu(maps)).to(z.dtype)
-    return _unfolded(maps, len(z)) if z.dim() == 5 else maps
-
-
-def _folded(maps: Tensor) -> Tensor:
-    """The task axis folded into the channels, which is where a grouped convolution leaves it."""
-    return maps.transpose(0, 1).flatten(1, 2)
-
-
-def _unfolded(maps: Tensor, tasks: int) -> Tensor:
-    return maps.unflatten(1, (tasks, -1)).transpose(0, 1)
+    return unfolded(maps, len(z)) if z.dim() == 5 else maps
 
 
 class _NormalisePoolStacked(torch.autograd.Function):

@@ -96,28 +96,29 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def _folded(maps: Tensor) -> Tensor:
+def folded(maps: Tensor) -> Tensor:
     """`[T, n, C, H, W]` as `[n, T C, H, W]`."""
     return maps.transpose(0, 1).flatten(1, 2)
 
 
-def _unfolded(maps: Tensor, tasks: int) -> Tensor:
+def unfolded(maps: Tensor, tasks: int) -> Tensor:
+    """`[n, T C, H, W]` as `[T, n, C, H, W]`."""
     return maps.unflatten(1, (tasks, -1)).transpose(0, 1)
 
 
 def _grouped_forward(layout: Layout, x: Tensor, weight: Tensor, padding: int) -> Tensor:
     tasks = len(weight)
-    return _unfolded(F.conv2d(layout(_folded(x)), weight.flatten(0, 1), None, 1, padding, 1, tasks), tasks)
+    return unfolded(F.conv2d(layout(folded(x)), weight.flatten(0, 1), None, 1, padding, 1, tasks), tasks)
 
 
 def _grouped_of_maps(layout: Layout, g: Tensor, weight: Tensor, padding: int) -> Tensor:
     tasks = len(weight)
-    return _unfolded(F.conv_transpose2d(layout(_folded(g)), weight.flatten(0, 1), None, 1, padding, 0, tasks), tasks)
+    return unfolded(F.conv_transpose2d(layout(folded(g)), weight.flatten(0, 1), None, 1, padding, 0, tasks), tasks)
 
 
 def _grouped_of_weight(layout: Layout, g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
     tasks = len(weight)
-    found = _weights_gradient(layout(_folded(g)), layout(_folded(x)), weight.flatten(0, 1), padding, tasks)
+    found = _weights_gradient(layout(folded(g)), layout(folded(x)), weight.flatten(0, 1), padding, tasks)
     return found.unflatten(0, (tasks, -1))
 
 
