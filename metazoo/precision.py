@@ -2,7 +2,8 @@
 
 In `float32` everything is IEEE single precision. That includes GPUs: torch lets NVIDIA's convolutions round their
 inputs to TF32's ten bits of fraction unless it is told otherwise. In `tf32` convolutions and matrix products may do so,
-on GPUs that can. In `bfloat16` the maps of a Conv4 are kept in it and its convolutions multiply in it, or on a CPU more exactly.
+on GPUs that can. In `bfloat16` the maps of a Conv4 are kept in it and its convolutions multiply in it, or on a CPU
+more exactly.
 """
 
 from __future__ import annotations
