@@ -122,3 +122,14 @@ def test_the_command_reads_runs_and_records(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no records.jsonl; test the run with: metazoo evaluate"):
         gathered([tmp_path / "empty"])
+
+
+def test_a_setting_that_only_one_of_two_namesakes_names_tells_them_apart():
+    rng = np.random.default_rng(0)
+    plain, other = (record("maml", answers(rng, np.zeros(50), 0.6)) for _ in range(2))
+    other = other.model_copy(update={"config": {**other.config, "training": {"precision": "bfloat16"}}})
+    [field] = fields([plain, other], "best")
+    assert {each.label for each in field.contenders} == {
+        "MAML (training.precision default)",
+        "MAML (training.precision bfloat16)",
+    }

@@ -159,10 +159,9 @@ def _labels(methods: Sequence[Mapping[int, Record]]) -> list[str]:
     labels = []
     for title, config in zip(titles, configs, strict=True):
         namesakes = [leaves(other) for other, name in zip(configs, titles, strict=True) if name == title]
+        own, keys = leaves(config), dict.fromkeys(key for other in namesakes for key in other if key != "seed")
         told = {
-            key: value
-            for key, value in leaves(config).items()
-            if key != "seed" and any(other.get(key) != value for other in namesakes)
+            key: own.get(key, "default") for key in keys if any(other.get(key) != own.get(key) for other in namesakes)
         }
         details = ", ".join(f"{key.removeprefix('settings.')} {value}" for key, value in told.items())
         labels.append(f"{title} ({details})" if again[title] > 1 else title)
