@@ -115,10 +115,13 @@ class _Pool(torch.autograd.Function):
         ctx.options = patches, slope, side, dtype
         ctx.save_for_backward(code)
         ctx.mark_non_differentiable(code)
+        ctx.set_materialize_grads(False)
         return y, code
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 6
         return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), *(None,) * 4
 
 
