@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,9 @@ class StopAt(Exception):
     """Stands for a crash."""
 
 
-def interrupt_at(iteration: int, monkeypatch: pytest.MonkeyPatch, home: Path, **changes: Any) -> Run:
-    """A run that saves after every iteration and crashed in the middle of one."""
+@contextmanager
+def crashing_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training in the block saves after every iteration, and must crash in the middle of this one."""
     step = outer_loop.Trainer._step
 
     def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
@@ -83,7 +86,13 @@ def interrupt_at(iteration: int, monkeypatch: pytest.MonkeyPatch, home: Path, **
         patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(outer_loop.Trainer, "_step", crashing)
         with pytest.raises(StopAt):
-            training.train(tiny.config(**changes), home=home)
+            yield
+
+
+def interrupt_at(iteration: int, monkeypatch: pytest.MonkeyPatch, home: Path, **changes: Any) -> Run:
+    """A run that saves after every iteration and crashed in the middle of one."""
+    with crashing_at(iteration, monkeypatch):
+        training.train(tiny.config(**changes), home=home)
     (folder,) = home.iterdir()
     return Run.open(folder)
 

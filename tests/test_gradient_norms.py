@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_checkpoint import StopAt, assert_same, flatten, results
+from test_checkpoint import assert_same, crashing_at, flatten, results
 from tiny import tiny_sets  # noqa: F401
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metazoo import outer_loop, training
+from metazoo import training
 from metazoo.algorithms.anil import ANIL
 from metazoo.algorithms.cxgrad import CxGrad
 from metazoo.algorithms.maml import MAML
 from metazoo.algorithms.modgrad import ModGrad
-from metazoo.episodes import Episodes
 from metazoo.gradient_norms import GradientRecord, NormSums
 from metazoo.outer_step import OuterStep
 from metazoo.progress import Message, Reporter
@@ -136,18 +135,8 @@ def test_the_meta_gradient_is_that_of_the_whole_meta_batch(tmp_path: Path) -> No
 def test_a_stopped_training_goes_on_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config()
     straight = training.train(config, home=tmp_path / "straight", record_gradients=True)
-    step = outer_loop.Trainer._step
-
-    def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
-        if self.iteration == 6:
-            raise StopAt
-        step(self, outer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(outer_loop.Trainer, "_step", crashing)
-        with pytest.raises(StopAt):
-            training.train(config, home=tmp_path / "stopped", record_gradients=True)
+    with crashing_at(6, monkeypatch):
+        training.train(config, home=tmp_path / "stopped", record_gradients=True)
     assert_same(straight, training.train(config, home=tmp_path / "stopped"))
 
 

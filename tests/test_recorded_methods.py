@@ -11,14 +11,13 @@ import tape
 import tiny
 import torch
 from tape import Tapes, assert_equal, episodes, kept
-from test_checkpoint import StopAt, assert_same
+from test_checkpoint import assert_same, crashing_at
 from tiny import tiny_sets  # noqa: F401
 
-from metazoo import graphs, outer_loop, registry, training
+from metazoo import graphs, registry, training
 from metazoo.algorithm import Algorithm
 from metazoo.backbones import Conv4
 from metazoo.committee import Committee
-from metazoo.episodes import Episodes
 from metazoo.errors import Diverged
 from metazoo.fast import native
 from metazoo.graphs import Replayed
@@ -119,18 +118,8 @@ def test_a_recorded_training_is_the_training(case: str, tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("tiny_sets")
 def test_a_recorded_training_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = trained(tmp_path / "straight", monkeypatch, Tapes())
-    step = outer_loop.Trainer._step
-
-    def crashing(self: outer_loop.Trainer, outer: OuterStep, batch: Episodes) -> None:
-        if self.iteration == 9:
-            raise StopAt
-        step(self, outer, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(outer_loop, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(outer_loop.Trainer, "_step", crashing)
-        with pytest.raises(StopAt):
-            trained(tmp_path / "stopped", monkeypatch, Tapes())
+    with crashing_at(9, monkeypatch):
+        trained(tmp_path / "stopped", monkeypatch, Tapes())
     assert_same(straight, trained(tmp_path / "stopped", monkeypatch, None))
 
 
