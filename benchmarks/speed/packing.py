@@ -1,13 +1,14 @@
 """Images packed a second, beside what decoding alone does: `python -m metazoo.benchmarks.speed.packing`.
 
 The images are of three kinds (`stand_in.KINDS`), because packing costs much the same beside each and decoding does not.
-They lie in a tar (or a folder) and are stored at 84 pixels. Two things take turns, because a shared machine is faster
+They lie in a tar (or a folder) and are stored at 84 pixels. Three things take turns, because a shared machine is faster
 in one minute than the next:
 
 - packing: all that `metazoo data prepare` does after its start, in a process of its own: finding the images, checking
   them, starting processes, decoding, resizing, ordering, writing, hashing, and seeing that all of it is on the disk;
 - decoding: processes that are started already, as many, read the same files and make arrays of them with Pillow
-  (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped.
+  (`numpy.asarray(PIL.Image.open(file).convert("RGB"))`). The arrays are dropped;
+- decoding with the library that packing decodes plain JPEGs with (`simplejpeg.decode_jpeg(content)`), likewise.
 
 Beside the wall-clock time stands the processor time an image takes, of all processes together, which says more on a
 machine that others use. The peak memory is that of the packing process and of all those it starts, each at its own
@@ -37,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import simplejpeg
 
 from metazoo.benchmarks.speed.stand_in import KINDS, SIZE, jpegs, sheet, write
 from metazoo.data.packer import cores
@@ -44,13 +46,17 @@ from metazoo.data.packing import pack
 from metazoo.data.pictures import Piece, Recipe
 from metazoo.data.workers import Workers
 
+LIBRARIES = "Pillow", "simplejpeg"
 HANDED_OVER = 512  # files that a decoding process is given at a time
 ENVIRONMENT = 8192
 """Bytes, the most by which the environments of two rounds differ in length: it moves all that lies behind it."""
 
 
 class Decoder:
-    """Decodes as everybody does, and nothing else."""
+    """Decodes with a library of this name, and does nothing else."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
 
     def decode(self, pieces: Sequence[Piece]) -> tuple[int, float]:
         """How many were decoded, and seconds of processor time."""
@@ -59,17 +65,28 @@ class Decoder:
             with open(piece.path, "rb", buffering=0) as file:
                 file.seek(piece.offset)
                 content = file.read(-1 if piece.size is None else piece.size)
-            np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB"))
+            if self.library == "Pillow":
+                np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB"))
+            else:
+                simplejpeg.decode_jpeg(content)
         return len(pieces), time.process_time() - begin
 
 
-def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float]:
-    """Seconds that `workers` processes take to decode every image, and of how much processor time."""
+@dataclass(frozen=True)
+class Decoding:
+    """One decoding of all images: how long it took, and the processor time of all processes."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def time_decoding(library: str, source: Path, images: int, workers: int) -> Decoding:
+    """Decode every image in `workers` processes."""
     from metazoo.benchmarks.speed.packing import Decoder  # not `__main__`'s, which other processes do not know
 
     pieces = [picture for _, picture in sheet(images).layout([source]).images()]
     assert len(pieces) == images and all(isinstance(piece, Piece) for piece in pieces)
-    with Workers(workers, Decoder()) as pool:
+    with Workers(workers, Decoder(library)) as pool:
         for future in [pool.submit("decode", pieces[:64]) for _ in range(4 * workers)]:
             future.result()
         begin = time.perf_counter()
@@ -80,7 +97,7 @@ def time_decoding(source: Path, images: int, workers: int) -> tuple[float, float
         done = [future.result() for future in batches]
         seconds = time.perf_counter() - begin
     assert sum(decoded for decoded, _ in done) == images
-    return seconds, sum(taken for _, taken in done)
+    return Decoding(seconds, sum(taken for _, taken in done))
 
 
 @dataclass(frozen=True)
@@ -150,49 +167,71 @@ class _Watch(threading.Thread):
 
 
 def measure(name: str, images: int, form: str, workers: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Both in turns, on so many images of a kind."""
+    """All three in turns, on so many images of a kind."""
     source = write(folder, images, form, KINDS[name])
-    pairs = []
+    packings: list[Packing] = []
+    decodings: dict[str, list[Decoding]] = {library: [] for library in LIBRARIES}
     for number in range(rounds):
         os.environ["METAZOO_ROUND"] = "x" * (ENVIRONMENT * number // rounds)
-        packing = time_packing(source, images, workers, folder / "home")
-        pairs.append((packing, time_decoding(source, images, workers)))
+        packings.append(time_packing(source, images, workers, folder / "home"))
+        for library, of_library in decodings.items():
+            of_library.append(time_decoding(library, source, images, workers))
     sizes = [len(content) for _, content in jpegs(min(KINDS[name].distinct, images), KINDS[name])]
-    ratios = [decoding / packing.seconds for packing, (decoding, _) in pairs]
-    of_processor = [taken / packing.processor_seconds for packing, (_, taken) in pairs]
     return {
         "kind": name,
         "images": images,
         "form": form,
         "bytes_an_image": round(statistics.mean(sizes)),
-        "packed_per_second": images / statistics.median(packing.seconds for packing, _ in pairs),
-        "decoded_per_second": images / statistics.median(decoding for _, (decoding, _) in pairs),
-        "packed_to_decoded": statistics.median(ratios),
-        "packed_to_decoded_of_rounds": ratios,
-        "packing_processor_us": 1e6 / images * statistics.median(packing.processor_seconds for packing, _ in pairs),
-        "decoding_processor_us": 1e6 / images * statistics.median(taken for _, (_, taken) in pairs),
-        "processor_packed_to_decoded": statistics.median(of_processor),
-        "processor_packed_to_decoded_of_rounds": of_processor,
-        "peak_mb": max(packing.peak_mb for packing, _ in pairs),
+        "packed": _rates(packings, images),
+        "peak_mb": max(packing.peak_mb for packing in packings),
+        "decoded": {
+            library: {**_rates(of_library, images), "packed_to_decoded": _ratios(packings, of_library)}
+            for library, of_library in decodings.items()
+        },
         "rounds": [
-            {**asdict(packing), "decoding_seconds": decoding, "decoding_processor_seconds": taken}
-            for packing, (decoding, taken) in pairs
+            {
+                "packing": asdict(packing),
+                "decoding": {library: asdict(decodings[library][number]) for library in decodings},
+            }
+            for number, packing in enumerate(packings)
         ],
     }
 
 
+def _rates(timed: Sequence[Packing | Decoding], images: int) -> dict[str, float]:
+    return {
+        "images_a_second": images / statistics.median(each.seconds for each in timed),
+        "processor_us_an_image": 1e6 / images * statistics.median(each.processor_seconds for each in timed),
+    }
+
+
+def _ratios(packings: Sequence[Packing], decodings: Sequence[Decoding]) -> dict[str, list[float]]:
+    """Of each round, above 1 where packing is faster than decoding alone."""
+    pairs = list(zip(packings, decodings, strict=True))
+    return {
+        "of_seconds": [decoding.seconds / packing.seconds for packing, decoding in pairs],
+        "of_processor_seconds": [decoding.processor_seconds / packing.processor_seconds for packing, decoding in pairs],
+    }
+
+
 def _print(found: dict[str, Any]) -> None:
-    wall, processor = (
-        f"{found[key]:.2f} ({min(found[f'{key}_of_rounds']):.2f}-{max(found[f'{key}_of_rounds']):.2f})"
-        for key in ("packed_to_decoded", "processor_packed_to_decoded")
-    )
     print(
-        f"{found['kind']:<10} {found['images']:>9,} {found['bytes_an_image']:>7,} "
-        f"{found['packed_per_second']:>8,.0f} {found['decoded_per_second']:>8,.0f} {wall:>18} "
-        f"{found['packing_processor_us']:>9.0f}{found['decoding_processor_us']:>9.0f} {processor:>18} "
-        f"{found['peak_mb']:>5,.0f} MB",
-        flush=True,
+        f"\n{found['images']:,} images of the kind '{found['kind']}', {found['bytes_an_image']:,} bytes each; "
+        f"peak memory {found['peak_mb']:,.0f} MB"
     )
+    print(f"{'':<24} {'a second':>10} {'packed to it':>20} {'processor, us':>14} {'packed to it':>20}")
+    packed = found["packed"]
+    print(f"{'packed':<24} {packed['images_a_second']:>10,.0f} {'':>20} {packed['processor_us_an_image']:>14,.0f}")
+    for library, decoded in found["decoded"].items():
+        wall, processor = (
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            for ratios in decoded["packed_to_decoded"].values()
+        )
+        print(
+            f"{'only decoded, ' + library:<24} {decoded['images_a_second']:>10,.0f} {wall:>20} "
+            f"{decoded['processor_us_an_image']:>14,.0f} {processor:>20}",
+            flush=True,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -218,12 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
     from metazoo import files, hardware
 
     found = []
-    print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; Pillow {PIL.__version__}")
-    print(f"\n{'':<10} {'':>9} {'':>6} {'a second':>18} {'':>18} {'processor time, us':>18} {'':>18} {'peak':>8}")
-    print(
-        f"{'kind':<10} {'images':>9} {'bytes':>7} {'packed':>8} {'decoded':>8} {'ratio':>18} "
-        f"{'packed':>9}{'decoded':>9} {'ratio':>18} {'memory':>8}"
-    )
+    versions = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+    print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; {versions}")
     for name in options.kinds:
         for images in options.images or KINDS[name].counts:
             with tempfile.TemporaryDirectory(dir=options.home) as folder:
@@ -235,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
             "size": SIZE,
             "workers": options.workers,
             "hardware": hardware.describe(hardware.choose("cpu")),
-            "versions": {**hardware.versions(), "pillow": PIL.__version__},
+            "versions": {**hardware.versions(), **versions},
             "measurements": found,
         }
         files.write_text(options.json, json.dumps(record, indent=1) + "\n")

@@ -66,9 +66,8 @@ class RowWriter:
         fingerprints = []
         for values, picture, name in zip(block, batch.pictures, batch.names, strict=True):
             image = decode(picture, name, self.recipe.channels, self._reader)
-            pixels = image.tobytes()
-            fingerprints.append(fingerprint(image, pixels))
-            values[...] = stored(image, self.recipe, pixels)
+            fingerprints.append(fingerprint(image))
+            values[...] = stored(image, self.recipe)
         marks = np.frombuffer(b"".join(fingerprints), np.uint8).reshape(-1, 16)
         sums = {}
         for index in np.unique(batch.classes).tolist():
