@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import statistics
+from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -46,3 +48,29 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path, capsys, monkey
     assert 50 < found["peak_mb"] < 1000 and record["versions"]["pillow"] and record["hardware"]
     assert capsys.readouterr().out.splitlines()[-1].startswith("only decoded, simplejpeg")
     assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+def test_the_table_of_the_docs_is_that_of_the_record() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    record = json.loads((root / "benchmarks" / "results" / "speed_packing_cpu.json").read_text())
+    table = page.split("<!-- speed_packing -->\n")[1].split("<!-- /speed_packing -->")[0].splitlines()
+    assert table[2:] == [row(found) for found in record["measurements"]]
+
+
+def row(found: dict[str, Any]) -> str:
+    pillow, simplejpeg = (found["decoded"][library] for library in packing.LIBRARIES)
+    ratios = pillow["packed_to_decoded"]["of_seconds"]
+    each = (found["packed"], pillow, simplejpeg)
+    cells = [
+        found["kind"],
+        f"{found['bytes_an_image']:,}",
+        f"{found['images']:,}",
+        f"{found['packed']['images_a_second']:,.0f}",
+        f"{pillow['images_a_second']:,.0f}",
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{simplejpeg['images_a_second']:,.0f}",
+        " / ".join(f"{timed['processor_us_an_image']:,.0f}" for timed in each) + " us",
+        f"{found['peak_mb']:.0f} MB",
+    ]
+    return "| " + " | ".join(cells) + " |"
