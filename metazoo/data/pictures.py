@@ -140,6 +140,8 @@ def decode(picture: Picture, name: str, channels: int, read: PieceReader | None 
             values = _plain_jpeg(content) if channels == 3 else None
             if values is None:
                 values = _opened(content, mode)
+        elif isinstance(content, np.ndarray) and _is_image(content, channels):
+            values = np.ascontiguousarray(content)
         else:
             values = _converted(PIL.Image.fromarray(content) if isinstance(content, np.ndarray) else content, mode)
         return values if box is None else _cropped(values, box)
@@ -165,6 +167,10 @@ def _plain_jpeg(content: bytes) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(content) if colours == "YCbCr" and height * width <= LARGE else None
     except ValueError:
         return None
+
+
+def _is_image(values: np.ndarray, channels: int) -> bool:
+    return values.dtype == np.uint8 and values.size > 0 and values.shape[2:] == (channels,)
 
 
 def _opened(content: bytes, mode: str) -> np.ndarray:
