@@ -105,6 +105,20 @@ def test_a_piece_is_read_where_it_lies(tmp_path):
             decode(piece, "it", 3)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 3), (3, 0, 3), (4, 0)])
+def test_an_image_without_pixels_is_refused(shape):
+    with pytest.raises(UserError, match=r"'it' does not decode"):
+        decode(np.zeros(shape, np.uint8), "it", 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (5, 4, 4)])
+def test_arrays_are_images_of_whatever_kind(shape):
+    values = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        expected = np.asarray(Image.fromarray(values).convert(mode)).reshape(5, 4, channels)
+        np.testing.assert_array_equal(decode(values, "it", channels), expected)
+
+
 def test_of_a_cropped_picture_the_box_is_stored():
     content = encoded(NOISE)
     box = (10, 20, 50, 81)

@@ -144,6 +144,8 @@ def decode(picture: Picture, name: str, channels: int, read: PieceReader | None 
             values = np.ascontiguousarray(content)
         else:
             values = _converted(PIL.Image.fromarray(content) if isinstance(content, np.ndarray) else content, mode)
+        if not values.size:
+            raise ValueError("it has no pixels")
         return values if box is None else _cropped(values, box)
     except Exception as error:  # Pillow's decoders raise whatever they stumble on
         reason = str(error) or type(error).__name__
@@ -170,7 +172,7 @@ def _plain_jpeg(content: bytes) -> np.ndarray | None:
 
 
 def _is_image(values: np.ndarray, channels: int) -> bool:
-    return values.dtype == np.uint8 and values.size > 0 and values.shape[2:] == (channels,)
+    return values.dtype == np.uint8 and values.shape[2:] == (channels,)
 
 
 def _opened(content: bytes, mode: str) -> np.ndarray:
