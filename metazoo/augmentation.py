@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from metazoo.episodes import Episodes
+from metazoo.placement import sent
 from metazoo.prefetching import Stream
 from metazoo.schema import Strict
 
@@ -63,8 +65,7 @@ class AugmentedStream:
         tasks, each = images.shape[:2]
         purpose = f"augmentation of the {name} set, seed {self.seed}"
         numbers = episodes.uniform(each * len(DRAWN), purpose)
-        if images.device.type == "cuda":
-            numbers = numbers.pin_memory().to(images.device, non_blocking=True)
+        numbers = sent(numbers, images.device)
         changed = augmented(images.flatten(0, 1), numbers.view(tasks * each, len(DRAWN)), self.augmentation)
         return changed.sub_(self.mean).div_(self.std).view_as(images)
 
@@ -106,4 +107,10 @@ def _grey(images: Tensor) -> Tensor:
     """How bright each pixel is, [B, 1, H, W]."""
     if images.shape[1] == 1:
         return images
-    return torch.einsum("bchw,c->bhw", images, images.new_tensor(LUMA))[:, None]
+    return torch.einsum("bchw,c->bhw", images, _luma(images.dtype, images.device))[:, None]
+
+
+@functools.cache
+def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: to send it to a GPU is to wait for it."""
+    return torch.tensor(LUMA, dtype=dtype, device=device)

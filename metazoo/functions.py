@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metazoo.data.families import FunctionFamily, Range
 from metazoo.episodes import BLOCK, STREAM, Episodes, words
 from metazoo.errors import UserError
-from metazoo.placement import Place
+from metazoo.placement import Place, sent
 
 
 class FunctionStream:
@@ -59,7 +59,7 @@ class FunctionStream:
 
     def _block_of(self, number: int) -> list[torch.Tensor]:
         if self._block is None or self._block[0] != number:
-            self._block = number, [part.to(self.device) for part in self._draw(number * BLOCK, BLOCK)]
+            self._block = number, [sent(part, self.device) for part in self._draw(number * BLOCK, BLOCK)]
         return self._block[1]
 
     def _draw(self, start: int, count: int) -> list[torch.Tensor]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,12 +66,14 @@ class CudaGraphs:
     """Records passes on a GPU as CUDA graphs, on a stream of its own that all of them share, and one pool of memory.
 
     They can share it because they are replayed one after the other and what one has given is used up before the next.
+    A pool ends with the last of its recordings: PyTorch does not let it be used again.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._there: weakref.WeakSet[_CudaRecording] = weakref.WeakSet()
 
     def run(self, work: Callable[[], Results], watched: bool = False) -> Results:
         here = torch.cuda.current_stream(self.device)
@@ -81,11 +85,14 @@ class CudaGraphs:
             here.wait_stream(self.stream)
 
     def record(self, work: Callable[[], Results]) -> Recording:
-        graph = torch.cuda.CUDAGraph()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        if self._pool is None or not any(recording.results for recording in self._there):
+            self._pool = torch.cuda.graph_pool_handle()
         # While a stream is recorded other threads go on, such as the one that fetches images.
-        capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local")
         try:
-            with torch.cuda.device(self.device), _nothing_collected(), capture:
+            # A broken recording leaves its stream behind as the current one, up to PyTorch 2.12 at least.
+            with torch.cuda.device(self.device), torch.cuda.stream(here), _nothing_collected(), capture:
                 results = work()
         except RuntimeError as error:
             cause = _first_cause(error)
@@ -95,10 +102,12 @@ class CudaGraphs:
                 raise Unrecordable("the GPU's memory has no room for it") from error
             reason = str(cause).strip().partition("\n")[0].rstrip(".")
             raise Unrecordable(f"CUDA cannot record it ({reason})") from error
-        return _CudaRecording(graph, results, self.device)
+        recording = _CudaRecording(graph, results, self.device)
+        self._there.add(recording)
+        return recording
 
 
-@dataclass
+@dataclass(eq=False)
 class _CudaRecording:
     graph: torch.cuda.CUDAGraph
     results: Results
@@ -268,7 +277,9 @@ def _first_cause(error: BaseException) -> BaseException:
 def _watched() -> Iterator[None]:
     """While the block runs, a call that lets the host wait for the GPU raises Unrecordable."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is a prototype, and recordings are proven whatever it finds
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     except RuntimeError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metazoo.data.store import Split
-from metazoo.placement import Placement, choose
+from metazoo.placement import Placement, choose, sent
 
 # On a CPU a large batch is made this many values at a time: what one step writes, the next still finds in the cache.
 VALUES_AT_A_TIME = 1 << 20
@@ -91,12 +91,8 @@ class ImageTable:
         return images
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` on the table's device; to a GPU through pinned memory, without waiting for the work queued there."""
-        if tensor.device.type == self.device.type:
-            return tensor
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        """`tensor` on the table's device."""
+        return sent(tensor, self.device)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """Pixel values [n, C*H*W] times scale plus shift, in place."""

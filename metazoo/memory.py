@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -36,7 +37,8 @@ class GpuGauge:
 
     def free(self) -> int:
         """After PyTorch has given back what it holds and does not use; what it holds for CUDA graphs stays theirs."""
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after a broken recording not every PyTorch can
+            torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
 
     def peak(self, work: Callable[[], object]) -> int:
@@ -76,12 +78,23 @@ class PassSize:
 
     It is as asked; or one on a CPU if the network has convolutions, and all of them otherwise; on a GPU as many as its
     memory has room for, which is measured with the first batch. Where memory does not suffice all the same and nothing
-    was asked, it is halved. It changes no result, but for rounding.
+    was asked, it is halved, of which `note` gets one sentence; `what` is what is passed. It changes no result, but for
+    rounding.
     """
 
-    def __init__(self, asked: int | None, device: torch.device, most: int, network: nn.Module):
+    def __init__(
+        self,
+        asked: int | None,
+        device: torch.device,
+        most: int,
+        network: nn.Module,
+        what: str = "",
+        note: Callable[[str], object] = lambda text: None,
+    ):
         self.tasks = hardware.tasks_at_once(asked, device, most, network)
         self.is_fixed = asked is not None
+        self.what = what
+        self.note: Callable[[str], object] | None = note
         self._gauge = None if self.is_fixed else gauge(device)
 
     def measure(self, work: Callable[[Episodes], object], batch: Episodes) -> None:
@@ -92,10 +105,19 @@ class PassSize:
 
     def run(self, work: Callable[[int], Found]) -> Found:
         """Work with so many tasks in a pass; with half as many once more where memory does not suffice."""
+        tried = self.tasks
         while True:
             try:
-                return work(self.tasks)
+                found = work(self.tasks)
+                break
             except RuntimeError as error:
                 if self.is_fixed or self.tasks == 1 or not hardware.is_out_of_memory(error):
                     raise
             self.tasks = -(-self.tasks // 2)
+        if self.tasks < tried and self.note:
+            self.note(
+                f"Memory did not suffice for {self.what} of {tried} tasks; they have {self.tasks} from here on, "
+                f"which changes no result (--tasks-per-pass {self.tasks} begins with that)."
+            )
+            self.note = None
+        return found

@@ -65,12 +65,13 @@ class Trainer:
         self.validation = domain.episodes(config, "val", 0, device, domain.inputs, placement)
         self.update = OuterUpdate(self.model.outer_groups(), self.settings, device)
         self.parameters = self.update.parameters
-        self.pass_size = PassSize(tasks_per_pass, device, self.settings.meta_batch, self.model)
+        most, note = self.settings.meta_batch, reporter.note
+        self.pass_size = PassSize(tasks_per_pass, device, most, self.model, "training passes", note)
         scale = 1 / self.settings.meta_batch if self.settings.reduction == "mean" else 1.0
         self.meta_pass = MetaPass(self.model, self.parameters, scale)
         recorder = graphs.recorder(device) if record_graphs else None
-        self.learning = Replayed(self.meta_pass, recorder, "The passes of training", reporter.note)
-        self.predictors = Predictors([self.model], device, tasks_per_pass, recorder, reporter.note)
+        self.learning = Replayed(self.meta_pass, recorder, "The passes of training", note)
+        self.predictors = Predictors([self.model], device, tasks_per_pass, recorder, note)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.score_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.gradients = GradientRecord(self.settings.iterations_per_epoch) if record_gradients else None

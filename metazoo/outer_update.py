@@ -47,7 +47,7 @@ class OuterUpdate:
     def set_rates(self, outer: OuterStep, epoch: int) -> None:
         """Take every group's rate for the epoch."""
         for group, held in zip(self.groups, self._adam.param_groups, strict=True):
-            held["lr"] = outer_lr(self.settings, epoch) * group.rate(outer)
+            held["lr"] = outer_lr(self.settings, epoch) * float(group.rate(outer))
 
     def step(self) -> None:
         """Move the parameters along their gradients, which are bounded first."""

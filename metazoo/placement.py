@@ -83,6 +83,15 @@ def choose(nbytes: int, device: torch.device, asked: Placement | None = None) ->
     return Place("host" if nbytes <= SHARE_OF_FREE_MEMORY * free_host_memory() else "disk", nbytes, device)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; to a GPU through pinned memory, without waiting for the work queued there."""
+    if tensor.device.type == device.type:
+        return tensor
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def free_host_memory() -> int:
     """Bytes that this process can still have: what Linux calls available, within a container's limit."""
     found = [_available(), _left_in_container()]

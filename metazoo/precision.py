@@ -49,7 +49,7 @@ def stand_in(precision: Precision, device: torch.device) -> str:
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """While the block runs, float32 convolutions and matrix products of the process multiply on GPUs as asked.
+    """While the block runs, float32 convolutions, LSTMs and matrix products of the process multiply on GPUs as asked.
 
     The switches are torch's own, which hold for the whole process; they are put back at the end. On a CPU there is
     nothing to switch.
@@ -58,7 +58,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    switches = cudnn.conv, torch.backends.cuda.matmul
+    switches = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

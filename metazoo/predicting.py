@@ -37,7 +37,8 @@ class Predictors:
     ):
         self.models = list(models)
         self.committee = Committee(self.models, recorder, note)
-        self.size = PassSize(tasks_per_pass, device, STACKED_TASKS * len(self.models), nn.ModuleList(self.models))
+        most, networks = STACKED_TASKS * len(self.models), nn.ModuleList(self.models)
+        self.size = PassSize(tasks_per_pass, device, most, networks, "the passes of an evaluation", note)
 
     @property
     def gathered(self) -> int:

@@ -6,6 +6,7 @@ Its graphs compute nothing; a test says what goes wrong while one is recorded.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,10 @@ class FakeCuda:
         self.sync_mode: Any = 0
         self.failure: Exception | None = None
         """What the end of a recording raises after what went wrong in it."""
+        self.leaves_its_stream = False
+        """Whether a recording that fails leaves its stream current, as PyTorch 2.10 does."""
         self.streams = ["default"]
+        self.pools, self.has_warned = 0, False
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         for name in ("synchronize", "set_sync_debug_mode", "get_sync_debug_mode", "graph_pool_handle"):
@@ -35,31 +39,39 @@ class FakeCuda:
         self.log.append("synchronize")
 
     def set_sync_debug_mode(self, mode: Any) -> None:
+        if not self.has_warned:  # as PyTorch does
+            self.has_warned = True
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
         self.sync_mode = mode
 
     def get_sync_debug_mode(self) -> Any:
         return self.sync_mode
 
     def graph_pool_handle(self) -> str:
-        return "pool"
+        self.pools += 1
+        return f"pool {self.pools}"
 
     @contextlib.contextmanager
     def on(self, stream: FakeStream) -> Iterator[None]:
+        before = list(self.streams)
         self.streams.append(stream.name)
         try:
             yield
         finally:
-            self.streams.pop()
+            self.streams[:] = before
 
     @contextlib.contextmanager
     def graph(self, graph: FakeGraph, *, pool: str, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
         self.log.append(f"record from {pool} on {stream.name}, {capture_error_mode}")
-        with self.on(stream):
+        with contextlib.ExitStack() as on:
+            on.enter_context(self.on(stream))
             try:
                 yield
             finally:
                 self.log.append("recorded")
                 if self.failure is not None:
+                    if self.leaves_its_stream:
+                        on.pop_all()
                     raise self.failure
 
 

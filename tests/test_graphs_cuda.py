@@ -75,11 +75,23 @@ def test_recordings_share_a_pool_and_a_stream_and_are_replayed_where_one_is(cuda
         return results
 
     recording = recorder.record(work)
-    assert cuda.log == ["record from pool on side, thread_local", "recorded"]
+    assert cuda.log == ["record from pool 1 on side, thread_local", "recorded"]
     assert collecting == [False] and gc.isenabled()
     assert recording.replay() is results
     recording.drop()
     assert cuda.log[2:] == ["replay", "synchronize", "reset"]
+
+
+def test_a_pool_ends_with_the_last_of_its_recordings(cuda: FakeCuda) -> None:
+    recorder = CudaGraphs(GPU)
+    first, second = (recorder.record(lambda: {"loss": torch.ones(())}) for _ in range(2))
+    first.drop()
+    third = recorder.record(lambda: {"loss": torch.ones(())})
+    assert cuda.pools == 1
+    for recording in (second, third):
+        recording.drop()
+    recorder.record(lambda: {"loss": torch.ones(())})
+    assert cuda.pools == 2
 
 
 @pytest.mark.parametrize(
@@ -92,10 +104,14 @@ def test_recordings_share_a_pool_and_a_stream_and_are_replayed_where_one_is(cuda
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "memory has no room for it"),
     ],
 )
-def test_a_recording_that_fails_says_what_went_wrong_first(cuda: FakeCuda, cause: Exception, reason: str) -> None:
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_recording_that_fails_says_what_went_wrong_first(
+    cuda: FakeCuda, cause: Exception, reason: str, leaves: bool
+) -> None:
     def work() -> Results:
         raise cause
 
+    cuda.leaves_its_stream = leaves
     cuda.failure = RuntimeError(REFUSED)
     with pytest.raises(Unrecordable, match=reason):
         CudaGraphs(GPU).record(work)

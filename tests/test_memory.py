@@ -68,9 +68,12 @@ def test_a_card_on_which_not_even_one_task_fits_says_so() -> None:
         tasks_that_fit(Card(10, 20).work, 4, Card(10, 20))
 
 
-def size(card: Card, monkeypatch: pytest.MonkeyPatch, asked: int | None = None, most: int = 8) -> PassSize:
+def size(
+    card: Card, monkeypatch: pytest.MonkeyPatch, asked: int | None = None, most: int = 8, notes: list[str] | None = None
+) -> PassSize:
     monkeypatch.setattr(memory, "gauge", lambda device: card)
-    return PassSize(asked, GPU, most, nn.Conv2d(1, 1, 1))
+    note = (lambda text: None) if notes is None else notes.append
+    return PassSize(asked, GPU, most, nn.Conv2d(1, 1, 1), "training passes", note)
 
 
 def test_it_is_measured_once_and_only_where_nothing_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +98,13 @@ def test_on_a_cpu_nothing_is_measured() -> None:
 
 
 def test_where_memory_does_not_suffice_all_the_same_it_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = Card(50, 20)
-    chosen = size(card, monkeypatch, most=7)
+    card, notes = Card(50, 20), list[str]()
+    chosen = size(card, monkeypatch, most=7, notes=notes)
     assert chosen.run(card.work) == 2 and card.passes == [7, 4, 2] and chosen.tasks == 2
+    said = "Memory did not suffice for training passes of 7 tasks; they have 2 from here on, which changes no result"
+    assert notes == [f"{said} (--tasks-per-pass 2 begins with that)."]
+    card.total = 30
+    assert chosen.run(card.work) == 1 and len(notes) == 1, "once"
     with pytest.raises(torch.OutOfMemoryError):
         size(card, monkeypatch, asked=7).run(card.work)
     with pytest.raises(torch.OutOfMemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_the_environment_fixes_an_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         trials.asked_for("thing", WAYS)
 
 
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are those of the GPU that is asked about, whichever is the process's current one."""
+    current = list[torch.device]()
+
+    @contextmanager
+    def device(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def event(enable_timing: bool) -> Event:
+        assert current == [GPU]
+        return Event(enable_timing)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "Event", event)
+
+
 class Event:
     """A CUDA event whose clock is the number of runs, which take 1, 2, 3, ... milliseconds."""
 
@@ -164,9 +184,8 @@ class Event:
         return end.at - self.at
 
 
-def test_the_median_time_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_median_time_after_a_warm_up(events: None) -> None:
     runs: list[int] = []
-    monkeypatch.setattr(torch.cuda, "Event", Event)
 
     def way() -> None:
         runs.append(1)
@@ -178,14 +197,14 @@ def test_the_median_time_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("no such kernel"), ImportError("none")])
-def test_a_way_that_fails_takes_forever(error: Exception) -> None:
+def test_a_way_that_fails_takes_forever(error: Exception, events: None) -> None:
     def way() -> None:
         raise error
 
     assert trials._milliseconds(way, GPU) == math.inf
 
 
-def test_a_stop_is_no_failure() -> None:
+def test_a_stop_is_no_failure(events: None) -> None:
     def way() -> None:
         raise KeyboardInterrupt
 

@@ -100,17 +100,18 @@ def forget() -> None:
 
 def _milliseconds(way: Callable[[], object], device: torch.device) -> float:
     """The median time of a way on the current stream; infinite where it fails."""
+    times = []
     try:
-        for _ in range(WARM_UP):
-            way()
-        times = []
-        for _ in range(TIMED):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            way()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
+        with torch.cuda.device(device):  # whose stream it is that events are recorded on
+            for _ in range(WARM_UP):
+                way()
+            for _ in range(TIMED):
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                way()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end))
     except Exception:  # of every kind: no memory, no such kernel, no compiler; another way will do
         return math.inf
     return statistics.median(times)
