@@ -64,7 +64,7 @@ def test_to_the_second_derivative(
         loss = sum((g * random(*g.shape, seed=5)).sum() for g in first)
         second = grad(loss, (weight, gamma, beta, given), materialize_grads=True)
         found.append((outputs, *first, *second))
-    assert set(calls) == {"patches_moments", "patches", "patches_sums"}
+    assert set(calls) == {"patches_moments", "patches_forward", "patches_backward", "patches_second"}
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
 
@@ -78,6 +78,34 @@ def test_gradcheck() -> None:
 
     assert gradcheck(forward, leaves, fast_mode=True)
     assert gradgradcheck(forward, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_gradient_that_nobody_asks_for_has_no_cotangent(which: int) -> None:
+    images, leaves = random(2, 3, 6, 6), parameters(16, 3)
+    found = []
+    for function in (blocks.block, plain):
+        outputs = function(images, leaves[0], None, *leaves[1:], **options())
+        (first,) = grad(outputs.sin().sum(), leaves[which], create_graph=True)
+        found.append(grad((first * random(*first.shape, seed=5)).sum(), leaves, materialize_grads=True))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+
+
+def test_a_third_derivative_is_refused() -> None:
+    weight, gamma, beta = parameters(16, 3)
+    outputs = blocks.block(random(2, 3, 6, 6), weight, None, gamma, beta, **options())
+    (first,) = grad(outputs.pow(3).sum(), weight, create_graph=True)
+    (second,) = grad(first.pow(2).sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="third derivative"):
+        grad(second.sum(), weight)
+
+
+def test_images_in_bfloat16_are_left_to_the_general_block() -> None:
+    images, leaves = random(2, 3, 6, 6).bfloat16(), [leaf.detach().float() for leaf in parameters(16, 3)]
+    outputs = blocks.block(images, leaves[0], None, *leaves[1:], **options() | {"dtype": torch.bfloat16})
+    expected = plain(images.float(), leaves[0], None, *leaves[1:], **options())
+    torch.testing.assert_close(outputs.float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_the_moments_are_those_of_the_unfolded_images() -> None:
@@ -138,7 +166,7 @@ def test_images_that_are_gone_are_forgotten() -> None:
 def test_only_a_networks_first_block_on_constant_images(calls: list[str]) -> None:
     network, images = Conv4((3, 16, 16), 3, Conv4.Settings(filters=16)).double(), random(2, 3, 16, 16)
     expected = network(images)
-    assert calls.count("patches") == 1 and calls.count("normalise_pool") == 3
+    assert calls.count("patches_forward") == 1 and calls.count("normalise_pool") == 3
     images.requires_grad_()
     torch.testing.assert_close(network(images), expected, atol=1e-10, rtol=0)
-    assert calls.count("patches") == 1 and calls.count("normalise_pool") == 7
+    assert calls.count("patches_forward") == 1 and calls.count("normalise_pool") == 7

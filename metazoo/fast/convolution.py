@@ -28,9 +28,10 @@ def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """
     if stacked(x, weight):
         return _ConvolveStacked.apply(x, weight, padding)
+    if weight.dtype != x.dtype and (_in_forms(x) or not winograd.fits(x, weight)):
+        weight = weight.to(x.dtype)
     if not _in_forms(x):
-        return _Convolve.apply(x, weight if winograd.fits(x, weight) else weight.to(x.dtype), padding)
-    weight = weight.to(x.dtype)
+        return _Convolve.apply(x, weight, padding)
     return _Convolve.apply(x.unsqueeze(0), weight.unsqueeze(0), padding).squeeze(0)
 
 

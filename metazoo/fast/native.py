@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,11 +36,9 @@ _TYPES = {
 }
 _BASIC = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-_ATTEMPTS = (("-march=native", *_WIDE, "-fopenmp"), ("-march=native", "-fopenmp"), ("-march=native",), ())
+_NATIVE = "-march=native"
+_ATTEMPTS = ((_NATIVE, *_WIDE, "-fopenmp"), (_NATIVE, "-fopenmp"), (_NATIVE,), ("-fopenmp",), ())
 """Flags by falling ambition: not every compiler knows all."""
-
-
-Count = ctypes.c_int64
 
 
 class Shape(ctypes.Structure):
@@ -56,20 +54,45 @@ def shape_of(maps: Tensor, side: int) -> Shape:
     return Shape(images, height, width, channels, side, torch.get_num_threads())
 
 
+class Maps(ctypes.Structure):
+    """Maps `[images, channels, height, width]` that are convolved with so many filters and so much padding."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "filters", "padding")] + [
+        ("threads", ctypes.c_int32)
+    ]
+
+
+Argument: TypeAlias = Tensor | float | ctypes.Structure | None
+"""Of a function of the kernels; a tensor is passed as it lies in memory."""
+
+_MANY, _INT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_FUNCTIONS: dict[str, list[Any]] = {
+    "normalise_pool": [*[_MANY] * 3, _REAL, _REAL, Shape, *[_MANY] * 4],
+    "normalise_pool_backward": [*[_MANY] * 6, _REAL, Shape, *[_MANY] * 3],
+    "normalise_pool_second": [*[_MANY] * 11, _REAL, Shape, *[_MANY] * 3],
+    "patches_moments": [_MANY, _INT, Shape, *[_MANY] * 2],
+    "patches_forward": [_MANY, _INT, *[_MANY] * 5, _REAL, _REAL, Shape, *[_MANY] * 3],
+    "patches_backward": [_MANY, _INT, *[_MANY] * 5, _REAL, Shape, *[_MANY] * 4],
+    "patches_second": [_MANY, _INT, *[_MANY] * 9, _REAL, Shape, *[_MANY] * 3],
+    "winograd_convolve": [_MANY, _MANY, Maps, ctypes.c_int32, _MANY],
+    "winograd_weight": [_MANY, _MANY, Maps, _MANY],
+}
+"""What the functions of `kernels/` take."""
+
+
 class Kernels:
-    """The functions of `kernels/` for one type of map; tensors are passed as they lie in memory."""
+    """The functions of `kernels/` for one type of map."""
 
     def __init__(self, path: Path):
-        self._library = ctypes.CDLL(str(path))
-        self._library.normalise_pool  # noqa: B018 -- an AttributeError if the file is another one
+        library = ctypes.CDLL(str(path))
+        self._functions = {name: getattr(library, name) for name in _FUNCTIONS}  # AttributeError: another file
+        for name, types in _FUNCTIONS.items():
+            self._functions[name].argtypes = types
 
     def __call__(self, name: str, *arguments: Argument) -> None:
         """Run a function; raises MemoryError where it finds none."""
-        if getattr(self._library, name)(*map(_argument, arguments)):
+        if self._functions[name](*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]):
             raise MemoryError("not enough memory for the sums of a batch's maps")
-
-
-Argument = Tensor | float | ctypes.Structure | Count | None
 
 
 def run(name: str, dtype: torch.dtype, *arguments: Argument) -> None:
@@ -153,9 +176,3 @@ def _processor() -> str:
     if not information.exists():
         return f"{platform.machine()} {platform.processor()}"
     return information.read_text().split("\n\n")[0].partition("flags")[2].partition("\n")[0]
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_double(value) if isinstance(value, float) else value

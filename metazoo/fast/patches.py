@@ -5,9 +5,19 @@ With p the patch of a pixel and w a filter, the convolution's output there is w 
     mean = w m   and   var = w C w,   with m the mean patch and C the patches' covariance,
 
 which need no map at all: m and C belong to the images, whatever the weights. Batch norm is then part of the
-convolution, with weights s w and shift beta - s mean for s = gamma / sqrt(var + eps), and as max-pool and activation
-follow, only the largest pixel of each window is ever kept. The derivatives of weights and shift are sums over windows,
-and theirs are values at the same pixels again; of m, C and w, autograd takes care.
+convolution, with weights s w and shift beta - s mean for s = gamma r, r = 1 / sqrt(var + eps), and as max-pool and
+activation follow, only the largest pixel of each window is ever kept.
+
+Backwards, with g the gradient at a window's pixel and p its patch, a = sum g (p - m), which is sums over windows, and
+e = a w:
+
+    dw = s (a - r^2 e w C),   dgamma = r e,   dbeta = sum g.
+
+Of cotangents u, u_gamma, u_beta of these, with k = u_gamma r - s r^2 (u w C), that of a is b = s u + k w, that of g
+is b (p - m) + u_beta, which is a value at the same pixel again, and directly
+
+    of w:       k a - s r^2 e u C - r^3 (gamma (u a) - 3 gamma r^2 e (u w C) + u_gamma e) w C,
+    of gamma:   r (u a) - r^3 e (u w C).
 """
 
 from __future__ import annotations
@@ -35,8 +45,11 @@ class Patches:
     All less each channel's mean, which changes what a convolution gives by a constant that batch norm takes away; so a
     large mean costs no precision.
     """
-    shape: tuple[int, int, int, int]
-    """n, C and the number of patches down and across."""
+    images: int
+    channels: int
+    down: int
+    across: int
+    """The number of patches in an image is `down` times `across`."""
     mean: Tensor
     """`[9 C]` in float64, of the pixels as they are kept here."""
     covariance: Tensor
@@ -44,8 +57,9 @@ class Patches:
 
 
 def fit(images: Tensor, weight: Tensor) -> bool:
-    """Whether `block` can be used: for constant images of few channels."""
-    return not images.requires_grad and 3 * images.shape[-3] <= native.GROUP and weight.shape[-2:] == (3, 3)
+    """Whether `block` can be used: for constant images of few channels, in the type of the weight."""
+    few = 3 * images.shape[-3] <= native.GROUP
+    return few and not images.requires_grad and images.dtype == weight.dtype and weight.shape[-2:] == (3, 3)
 
 
 def block(
@@ -60,15 +74,8 @@ def block(
     side: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """As `metazoo.fast.blocks.block`, without a bias and a gradient at the images and outside of `torch.func.vmap`.
-
-    It has derivatives of every order.
-    """
-    patches = patches_of(images, padding)
-    filters = weight.permute(0, 2, 3, 1).flatten(1).double()
-    mean = filters @ patches.mean
-    scale = gamma * ((filters @ patches.covariance * filters).sum(dim=1) + eps).rsqrt()
-    return _Pool.apply(scale[:, None] * filters, beta - scale * mean, patches, slope, side, dtype)[0]
+    """As `metazoo.fast.blocks.block`, without a bias and a gradient at the images and outside of `torch.func.vmap`."""
+    return _Block.apply(weight, gamma, beta, _Given(patches_of(images, padding), slope, side, dtype), eps)
 
 
 _recent: deque[tuple[TensorWeakRef, tuple[Any, ...], Patches]] = deque(maxlen=4)
@@ -97,104 +104,106 @@ def _patches(images: Tensor, padding: int) -> Patches:
     second = torch.empty(9 * channels, 9 * channels, dtype=torch.float64)
     mean = torch.empty(9 * channels, dtype=torch.float64)
     shape = native.Shape(count, height - 2, width - 2, 1, 1, torch.get_num_threads())
-    native.run("patches_moments", pixels.dtype, pixels, native.Count(channels), shape, second, mean)
+    native.run("patches_moments", pixels.dtype, pixels, channels, shape, second, mean)
     number = count * (height - 2) * (width - 2)
     mean /= number
-    return Patches(pixels, (count, channels, height - 2, width - 2), mean, second / number - mean[:, None] * mean)
+    covariance = second / number - mean[:, None] * mean
+    return Patches(pixels, count, channels, height - 2, width - 2, mean, covariance)
 
 
-class _Pool(torch.autograd.Function):
-    """`(y, code)` of `(weights, shift)`, which are float64 whatever the images are; y is of type `dtype`."""
+@dataclass(frozen=True)
+class _Given:
+    """What no derivative is taken of."""
+
+    patches: Patches
+    slope: float
+    side: int
+    dtype: torch.dtype
+    """What y is stored in."""
+
+    def run(self, name: str, *arguments: native.Argument) -> None:
+        """Run a kernel on the patches; the other arguments come behind them."""
+        native.run(name, self.dtype, self.patches.pixels, self.patches.channels, *arguments)
+
+    def maps(self, filters: int, dtype: torch.dtype) -> Tensor:
+        """Room for pooled maps, channels last."""
+        shape = self.patches.images, filters, self.patches.down // self.side, self.patches.across // self.side
+        return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+    def shape(self, filters: int) -> native.Shape:
+        """Of the maps that are pooled."""
+        patches = self.patches
+        return native.Shape(patches.images, patches.down, patches.across, filters, self.side, torch.get_num_threads())
+
+
+class _Block(torch.autograd.Function):
+    """y of `(weight, gamma, beta)`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, shift: Tensor, patches: Patches, slope: float, side: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        code = _empty(patches, len(shift), side, torch.uint8)
-        y = _convolved(weights, shift, patches, slope, side, dtype, code=code)
-        ctx.options = patches, slope, side, dtype
-        ctx.save_for_backward(code)
-        ctx.mark_non_differentiable(code)
+    def forward(ctx: Any, weight: Tensor, gamma: Tensor, beta: Tensor, given: _Given, eps: float) -> Tensor:
+        patches, filters = given.patches, len(gamma)
+        y, code = given.maps(filters, given.dtype), given.maps(filters, torch.uint8)
+        kept = torch.empty(filters, 2 * len(patches.mean) + 1, dtype=torch.float64)
+        moments, leaves = (patches.mean, patches.covariance), (t.contiguous() for t in (weight, gamma, beta))
+        given.run("patches_forward", *moments, *leaves, eps, given.slope, given.shape(filters), y, code, kept)
+        ctx.given = given
         ctx.set_materialize_grads(False)
-        return y, code
+        ctx.save_for_backward(weight, gamma, code, kept)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 6
-        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), *(None,) * 4
+            return (None,) * 5
+        return *_Gradient.apply(dy, *ctx.saved_tensors, ctx.given), None, None
 
 
-class _Sums(torch.autograd.Function):
-    """Of dy, what arrives at the weights and the shift: linear in dy."""
+class _Gradient(torch.autograd.Function):
+    """`(dw, dgamma, dbeta)` of `(dy, weight, gamma)`, where what the forward pass kept counts as theirs."""
 
     @staticmethod
     def forward(
-        ctx: Any, dy: Tensor, code: Tensor, patches: Patches, slope: float, side: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        ctx.options = patches, slope, side, dtype
-        ctx.save_for_backward(code)
-        filters = dy.shape[1]
-        of_weights = torch.empty(filters, len(patches.mean), dtype=torch.float64)
-        of_shift = torch.empty(filters, dtype=torch.float64)
-        shape = _shape(patches, filters, side)
-        given = patches.pixels, native.Count(patches.shape[1]), channels_last(dy), code
-        native.run("patches_sums", dtype, *given, slope, shape, of_weights, of_shift)
-        return of_weights, of_shift
+        ctx: Any, dy: Tensor, weight: Tensor, gamma: Tensor, code: Tensor, kept: Tensor, given: _Given
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, dy, scale = given.patches.mean, channels_last(dy), gamma.contiguous()
+        dw = torch.empty(weight.shape, dtype=weight.dtype)
+        dgamma, dbeta = torch.empty_like(scale), torch.empty_like(scale)
+        kept_too = torch.empty(len(scale), len(mean) + 1, dtype=torch.float64)
+        options = given.slope, given.shape(len(scale))
+        given.run("patches_backward", mean, dy, code, scale, kept, *options, dw, dgamma, dbeta, kept_too)
+        ctx.given = given
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gamma, code, kept, kept_too)
+        return dw, dgamma, dbeta
 
     @staticmethod
-    def backward(ctx: Any, u_weights: Tensor, u_shift: Tensor) -> tuple[Tensor | None, ...]:
-        return _Chosen.apply(u_weights, u_shift, *ctx.saved_tensors, *ctx.options), *(None,) * 5
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_SecondGradient.apply(*cotangents, *ctx.saved_tensors, ctx.given), *(None,) * 3
 
 
-class _Chosen(torch.autograd.Function):
-    """The transpose of `_Sums`: what weights and shift give at the coded pixels."""
+class _SecondGradient(torch.autograd.Function):
+    """Cotangents of dy, weight and gamma from those of dw, dgamma and dbeta."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        weights: Tensor,
-        shift: Tensor,
+        u: Tensor | None,
+        u_gamma: Tensor | None,
+        u_beta: Tensor | None,
+        gamma: Tensor,
         code: Tensor,
-        patches: Patches,
-        slope: float,
-        side: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.options = patches, slope, side, dtype
-        ctx.save_for_backward(code)
-        return _convolved(weights, shift, patches, slope, side, dtype, chosen_by=code)
+        kept: Tensor,
+        kept_too: Tensor,
+        given: _Given,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        patches, scale, filters = given.patches, gamma.contiguous(), len(gamma)
+        cotangents = (t if t is None else t.contiguous() for t in (u, u_gamma, u_beta))
+        of_dy, of_gamma = given.maps(filters, given.dtype), torch.empty_like(scale)
+        of_weight = torch.empty(filters, patches.channels, 3, 3, dtype=gamma.dtype)
+        known = patches.mean, patches.covariance, *cotangents, code, scale, kept, kept_too
+        given.run("patches_second", *known, given.slope, given.shape(filters), of_dy, of_weight, of_gamma)
+        return of_dy, of_weight, of_gamma
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Sums.apply(dy, *ctx.saved_tensors, *ctx.options), *(None,) * 5
-
-
-def _convolved(
-    weights: Tensor,
-    shift: Tensor,
-    patches: Patches,
-    slope: float,
-    side: int,
-    dtype: torch.dtype,
-    *,
-    code: Tensor | None = None,
-    chosen_by: Tensor | None = None,
-) -> Tensor:
-    """Largest pixels, activated, with their codes written to `code`; or the pixels that `chosen_by` names."""
-    count, real = len(shift), patches.pixels.dtype
-    y = _empty(patches, count, side, dtype)
-    packed = weights.unflatten(0, (-1, native.GROUP)).transpose(1, 2).to(real).contiguous()
-    given = patches.pixels, native.Count(patches.shape[1]), packed, shift.to(real).contiguous()
-    native.run("patches", dtype, *given, slope, _shape(patches, count, side), y, code, chosen_by)
-    return y
-
-
-def _empty(patches: Patches, filters: int, side: int, dtype: torch.dtype) -> Tensor:
-    count, _, down, across = patches.shape
-    return torch.empty(count, filters, down // side, across // side, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _shape(patches: Patches, filters: int, side: int) -> native.Shape:
-    count, _, down, across = patches.shape
-    return native.Shape(count, down, across, filters, side, torch.get_num_threads())
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("A block of metazoo.fast.blocks has no third derivative.")

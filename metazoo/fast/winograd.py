@@ -6,8 +6,6 @@ error in float32 is about twice that of torch's convolution: some 6e-7 of the re
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -19,12 +17,6 @@ MOST_PAIRS = 128 * 128
 
 _TYPE_OF_WEIGHT = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
 """By the type of the maps. Those in bfloat16 are multiplied in float32 and only stored in bfloat16."""
-
-
-class _Maps(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "filters", "padding")] + [
-        ("threads", ctypes.c_int32)
-    ]
 
 
 def fits(maps: Tensor, weight: Tensor, groups: int = 1) -> bool:
@@ -67,6 +59,6 @@ def _convolved(x: Tensor, weight: Tensor, filters: int, padding: int, turned: in
     return y
 
 
-def _maps(x: Tensor, filters: int, padding: int) -> _Maps:
+def _maps(x: Tensor, filters: int, padding: int) -> native.Maps:
     images, channels, height, width = x.shape
-    return _Maps(images, height, width, channels, filters, padding, torch.get_num_threads())
+    return native.Maps(images, height, width, channels, filters, padding, torch.get_num_threads())

@@ -78,6 +78,9 @@ INLINE lanes through(lanes value, mask code, real slope) {
     return where((code & NEGATIVE) != 0, value * slope, value);
 }
 
+/* Room for so many, or NULL. */
+INLINE real *reals(int64_t count) { return aligned_alloc(64, (count * sizeof(real) + 63) / 64 * 64); }
+
 typedef struct {
     int64_t images, height, width, channels, side;
     int32_t threads;

@@ -5,6 +5,7 @@
 #include "kernels.h"
 
 #define PIECES (GROUP / LANES) /* vectors that a stretch takes */
+#define LONGEST (3 * GROUP) /* patch */
 
 /* Weight times patch plus shift, for every pixel of a window and `blocks` times LANES channels from c on; weights are
    [channel / GROUP][patch][GROUP]. */
@@ -70,12 +71,61 @@ INLINE void image_patches(
 }
 
 /* y and code of weights and shift; with `chosen_by`, y alone, at the pixels that it names. */
-int32_t patches(
-    const real *x, int64_t depth, const real *weights, const real *shift, double slope, Shape shape, stored *y,
-    uint8_t *code, const uint8_t *chosen_by
+static void patches(
+    const real *x, int64_t depth, const real *weights, const real *shift, real slope, stored *y, uint8_t *code,
+    const uint8_t *chosen_by, const Shape *s
 ) {
-    const Shape *s = &shape;
-    EACH_IMAGE(image_patches, x, depth, weights, shift, (real)slope, y, code, chosen_by, s)
+    EACH_IMAGE(image_patches, x, depth, weights, shift, slope, y, code, chosen_by, s)
+}
+
+/* A weight [depth][3][3] in the order of a patch, and back. */
+INLINE void in_patch_order(const real *weight, int64_t depth, double *patch) {
+    for (int64_t c = 0; c < depth; c++)
+        for (int k = 0; k < 9; k++) patch[k * depth + c] = weight[c * 9 + k];
+}
+INLINE void in_weight_order(const double *patch, int64_t depth, real *weight) {
+    for (int64_t c = 0; c < depth; c++)
+        for (int k = 0; k < 9; k++) weight[c * 9 + k] = (real)patch[k * depth + c];
+}
+
+INLINE double dot(const double *a, const double *b, int64_t size) {
+    double sum = 0;
+    for (int64_t q = 0; q < size; q++) sum += a[q] * b[q];
+    return sum;
+}
+
+/* A row times a matrix [size][size]. */
+INLINE void row_times(const double *row, const double *matrix, int64_t size, double *product) {
+    memset(product, 0, size * sizeof(double));
+    for (int64_t q = 0; q < size; q++)
+        for (int64_t p = 0; p < size; p++) product[p] += row[q] * matrix[q * size + p];
+}
+
+/* The weights of channel c, into [channel / GROUP][patch][GROUP]. */
+INLINE void pack(const double *row, int64_t size, double scale, int64_t c, real *weights) {
+    real *to = weights + c / GROUP * size * GROUP + c % GROUP;
+    for (int64_t q = 0; q < size; q++) to[q * GROUP] = (real)(scale * row[q]);
+}
+
+/* (y, code) of (weight, gamma, beta), with the mean and covariance of all patches. Kept of every channel: the weight in
+   the order of a patch, that times the covariance, and r. */
+int32_t patches_forward(
+    const real *x, int64_t depth, const double *mean, const double *covariance, const real *weight, const real *gamma,
+    const real *beta, double eps, double slope, Shape shape, stored *y, uint8_t *code, double *kept
+) {
+    int64_t channels = shape.channels, size = 9 * depth;
+    real *weights = reals(channels * (size + 1)), *shift = weights + channels * size;
+    if (!weights) return 1;
+    for (int64_t c = 0; c < channels; c++) {
+        double *filter = kept + c * (2 * size + 1), *spread = filter + size;
+        in_patch_order(weight + c * size, depth, filter);
+        row_times(filter, covariance, size, spread);
+        double r = spread[size] = 1 / sqrt(dot(filter, spread, size) + eps);
+        pack(filter, size, gamma[c] * r, c, weights);
+        shift[c] = (real)(beta[c] - gamma[c] * r * dot(filter, mean, size));
+    }
+    patches(x, depth, weights, shift, (real)slope, y, code, NULL, &shape);
+    free(weights);
     return 0;
 }
 
@@ -111,24 +161,60 @@ INLINE void patch_sums(
     }
 }
 
-/* Of every channel: the sums over windows of g times the coded pixel's patch, [channel][patch], and of g. */
-int32_t patches_sums(
-    const real *x, int64_t depth, const stored *dy, const uint8_t *code, double slope, Shape shape, double *by_patch,
-    double *sum
+/* (dw, dgamma, dbeta) of dy. Kept of every channel, behind what the forward pass has: the sum of g times the patch less
+   the mean patch, and that times the weight. */
+int32_t patches_backward(
+    const real *x, int64_t depth, const double *mean, const stored *dy, const uint8_t *code, const real *gamma,
+    const double *kept, double slope, Shape shape, real *dw, real *dgamma, real *dbeta, double *kept_too
 ) {
     const Shape *s = &shape;
-    int64_t channels = s->channels, stretch = 3 * depth, each = channels * 4 * GROUP;
-    double *sums = malloc(s->images * each * sizeof(double));
+    int64_t channels = s->channels, stretch = 3 * depth, size = 3 * stretch, each = channels * 4 * GROUP;
+    double *sums = malloc(s->images * each * sizeof(double)), row[LONGEST];
     if (!sums) return 1;
     EACH_IMAGE(patch_sums, x, depth, dy, code, (real)slope, sums, s)
     add_images(sums, s, each);
     for (int64_t c = 0; c < channels; c++) {
-        const double *of_channel = sums + c * 4 * GROUP;
-        for (int64_t q = 0; q < 3 * stretch; q++)
-            by_patch[c * 3 * stretch + q] = of_channel[q / stretch * GROUP + q % stretch];
-        sum[c] = of_channel[3 * GROUP];
+        const double *of_channel = sums + c * 4 * GROUP, *filter = kept + c * (2 * size + 1), *spread = filter + size;
+        double *a = kept_too + c * (size + 1), total = of_channel[3 * GROUP], r = spread[size];
+        for (int64_t q = 0; q < size; q++) a[q] = of_channel[q / stretch * GROUP + q % stretch] - total * mean[q];
+        double e = a[size] = dot(a, filter, size);
+        for (int64_t q = 0; q < size; q++) row[q] = gamma[c] * r * (a[q] - r * r * e * spread[q]);
+        in_weight_order(row, depth, dw + c * size);
+        dgamma[c] = (real)(r * e);
+        dbeta[c] = (real)total;
     }
     free(sums);
+    return 0;
+}
+
+/* The cotangents (of_dy, of_w, of_gamma) of the backward's inputs from those of its outputs, (u, u_gamma, u_beta), of
+   which NULL stands for zeros. */
+int32_t patches_second(
+    const real *x, int64_t depth, const double *mean, const double *covariance, const real *u, const real *u_gamma,
+    const real *u_beta, const uint8_t *code, const real *gamma, const double *kept, const double *kept_too, double slope,
+    Shape shape, stored *of_dy, real *of_w, real *of_gamma
+) {
+    int64_t channels = shape.channels, size = 9 * depth;
+    real *weights = reals(channels * (size + 1)), *shift = weights + channels * size;
+    if (!weights) return 1;
+    for (int64_t c = 0; c < channels; c++) {
+        const double *filter = kept + c * (2 * size + 1), *spread = filter + size, *a = kept_too + c * (size + 1);
+        double turned[LONGEST] = {0}, product[LONGEST], row[LONGEST];
+        if (u) in_patch_order(u + c * size, depth, turned);
+        row_times(turned, covariance, size, product);
+        double r = spread[size], e = a[size], scale = gamma[c] * r, bent = r * r * e;
+        double ug = u_gamma ? u_gamma[c] : 0, ub = u_beta ? u_beta[c] : 0;
+        double u_a = dot(turned, a, size), u_spread = dot(turned, spread, size);
+        double k = ug * r - scale * r * r * u_spread, of_r = gamma[c] * (u_a - 3 * bent * u_spread) + ug * e;
+        for (int64_t q = 0; q < size; q++) row[q] = scale * turned[q] + k * filter[q];
+        pack(row, size, 1, c, weights);
+        shift[c] = (real)(ub - dot(row, mean, size));
+        for (int64_t q = 0; q < size; q++) row[q] = k * a[q] - scale * bent * product[q] - r * r * r * of_r * spread[q];
+        in_weight_order(row, depth, of_w + c * size);
+        of_gamma[c] = (real)(r * (u_a - bent * u_spread));
+    }
+    patches(x, depth, weights, shift, (real)slope, of_dy, NULL, code, &shape);
+    free(weights);
     return 0;
 }
 

@@ -297,8 +297,6 @@ INLINE int64_t together(const Maps *m) {
     return values < 8 ? 8 : values;
 }
 
-static real *reals(int64_t count) { return aligned_alloc(64, (count * sizeof(real) + 63) / 64 * 64); }
-
 /* y of (x, weight); `turned`: the weight is [channels][filters][3][3] and that of the convolution whose gradient this is. */
 int32_t winograd_convolve(const stored *x, const real *weight, Maps maps, int32_t turned, stored *y) {
     const Maps *m = &maps;
