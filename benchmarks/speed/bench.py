@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import statistics
 import time
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from metazoo import graphs, registry
+from metazoo import allocator, graphs, registry
 from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
@@ -178,13 +177,9 @@ def copy_gigabytes(device: torch.device, size: int = 2**27) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc ask the system for no page twice: by default it hands large blocks back as soon as they are freed."""
-    no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
+    """Let the C library keep freed memory, for both sides; a UserError where it is not glibc."""
+    if not allocator.keep_freed_memory():
         raise UserError("This system's C library is not glibc, so it cannot be told to keep freed memory.")
-    library.mallopt(no_mapping, 0)
-    library.mallopt(no_trimming, 2**31 - 1)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

@@ -48,7 +48,7 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from metazoo import evaluation
+    from metazoo import allocator, evaluation
     from metazoo.data.dataset import dataset
     from metazoo.leaks import leak_text
     from metazoo.progress import on_terminal
@@ -57,6 +57,7 @@ def evaluate(
     load_plugins(plugin)
     opened = Run.open(run)
     rules = evaluation.known_rules(rule or evaluation.RULES)
+    allocator.keep_freed_memory()
     try:
         with on_terminal() as reporter:
             record = evaluation.evaluate(

@@ -163,7 +163,7 @@ def _print_estimate(suite: Suite, wanted: Sequence[Training], plan: Plan, worker
     from rich.console import Console
     from rich.table import Table
 
-    from metazoo import hardware
+    from metazoo import allocator, hardware
     from metazoo.leaderboard.budget import EPISODES, budget_text, estimates, together
     from metazoo.leaderboard.tables import duration
     from metazoo.progress import on_terminal
@@ -174,6 +174,7 @@ def _print_estimate(suite: Suite, wanted: Sequence[Training], plan: Plan, worker
         console.print("All of it is here already.")
         return
     torch.set_num_threads(plan.threads or torch.get_num_threads())
+    allocator.keep_freed_memory()  # as the trainings' processes do
     began = time.perf_counter()
     found = []
     try:

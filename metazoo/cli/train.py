@@ -105,7 +105,7 @@ def train(
     plugin: PluginFiles = None,
 ) -> None:
     """Train a method, or go on with a training that was interrupted: the same command does both."""
-    from metazoo import registry, training
+    from metazoo import allocator, registry, training
     from metazoo.config import RunConfig
     from metazoo.data.dataset import dataset
     from metazoo.progress import on_terminal
@@ -159,6 +159,7 @@ def train(
     for pair in training_settings or ():
         assign(values.setdefault("training", {}), pair, "--training-set")
     wanted = parse(RunConfig, values, str(config) if config else "the command line")
+    allocator.keep_freed_memory()
     try:
         with on_terminal() as reporter:
             run = training.train(

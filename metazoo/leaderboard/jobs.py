@@ -15,7 +15,7 @@ from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, cast
 
-from metazoo import registry
+from metazoo import allocator, registry
 from metazoo.config import describe
 from metazoo.domains import open_domain
 from metazoo.errors import Diverged, Incompatible, OutOfMemory, UserError
@@ -168,6 +168,7 @@ class _Outbox:
 
 def _work(job: Training, plan: Plan, messages: connection.Connection, result: connection.Connection) -> None:
     """The life of a worker process: one training, then its evaluations."""
+    allocator.keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reporter = QueueReporter(_Outbox(messages), job.title)
     _Outbox(result).put(_outcome(lambda: _train_and_evaluate(job, plan, reporter)))
