@@ -71,7 +71,7 @@ class FakeCuda:
                 self.log.append("recorded")
                 if self.failure is not None:
                     if self.leaves_its_stream:
-                        on.pop_all()
+                        self.left = on.pop_all()  # kept, for otherwise it would end
                     raise self.failure
 
 

@@ -1,4 +1,4 @@
-"""Every method's recorded passes, replayed on other episodes and weights, are its passes; so are whole trainings."""
+"""Recorded committees and whole trainings are what they are without a recording; methods are in test_pretended_gpu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import tape
 import tiny
 import torch
-from tape import Tapes, assert_equal, episodes, kept
+from tape import Tapes, episodes
 from test_checkpoint import assert_same, crashing_at
 from tiny import tiny_sets  # noqa: F401
 
@@ -20,9 +20,6 @@ from metazoo.backbones import Conv4
 from metazoo.committee import Committee
 from metazoo.errors import Diverged
 from metazoo.fast import native
-from metazoo.graphs import Replayed
-from metazoo.meta_pass import MetaPass, Prediction
-from metazoo.outer_step import OuterStep
 from metazoo.testing import tiny_algorithm
 
 DRAWS_ON_THE_HOST = {"mgaug"}
@@ -44,31 +41,6 @@ def make(name: str) -> Algorithm:
     elif "base_settings" in method.Settings.model_fields:
         settings = {"base_settings": {"inner_steps": 2}}
     return tiny_algorithm(method, method.Settings.model_validate(settings), Conv4.Settings(filters=4))
-
-
-@pytest.mark.parametrize("name", registry.algorithms())
-def test_a_replayed_pass_is_the_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "WATCHED_RUN", 2)
-    model, notes = make(name), list[str]()
-    parameters = [parameter for group in model.outer_groups() for parameter in group.parameters]
-    learn = MetaPass(model, parameters, 0.5)
-    learn.counts_norms = True
-    for work, asks in ((learn, name in DRAWS_ON_THE_HOST), (Prediction(model), False)):
-        passes = Replayed(work, Tapes(), "Passes", notes.append)
-        for seed in (1, 2, 4):
-            passes(episodes(seed))
-        assert passes.is_replaying is not asks
-        found = kept(passes(episodes(3)))
-        assert_equal(found, work(episodes(3), OuterStep()))
-        with torch.no_grad():  # weights are updated where they are
-            for parameter in parameters:
-                parameter.mul_(1.1)
-        moved = passes(episodes(3))
-        assert_equal(moved, work(episodes(3), OuterStep()))
-        assert any(not torch.equal(moved[key], found[key]) for key in found)
-    assert len(notes) == (name in DRAWS_ON_THE_HOST)
-    for note in notes:
-        assert note.startswith("Passes run operation by operation, not as one recorded CUDA graph: ")
 
 
 @pytest.mark.parametrize(("name", "stacked"), [("maml", True), ("cxgrad", True), ("mamlpp", False)])
