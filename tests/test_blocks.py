@@ -289,6 +289,14 @@ def test_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(damaged.parent.iterdir()) == [damaged] and damaged.read_bytes() == compiled.read_bytes()
 
 
+def test_what_a_compiler_cannot_do_is_not_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_ATTEMPTS", (("--no-such-flag",), ()))
+    assert native.kernels(torch.float32) is not None
+    native.kernels.cache_clear()
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+    assert native.kernels(torch.float32) is not None
+
+
 @pytest.mark.parametrize("hindrance", ["switched off", "no compiler", "compiler fails", "no type"])
 def test_no_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch, hindrance: str) -> None:
     dtype = torch.float32
@@ -296,6 +304,7 @@ def test_no_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch, hindrance: str
         monkeypatch.setenv("METAZOO_NATIVE", "off")
     elif hindrance == "no compiler":
         monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("CC", raising=False)
     elif hindrance == "compiler fails":
         monkeypatch.setattr(native, "_BASIC", ("--no-such-flag",))
     else:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -37,7 +38,7 @@ _TYPES = {
 _BASIC = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
 _NATIVE = "-march=native"
-_ATTEMPTS = ((_NATIVE, *_WIDE, "-fopenmp"), (_NATIVE, "-fopenmp"), (_NATIVE,), ("-fopenmp",), ())
+_ATTEMPTS = ((_NATIVE, *_WIDE, "-fopenmp"), (_NATIVE, *_WIDE), (_NATIVE, "-fopenmp"), (_NATIVE,), ("-fopenmp",), ())
 """Flags by falling ambition: not every compiler knows all."""
 
 
@@ -133,9 +134,15 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return None
-    for flags in ((f"-march={processor}", "-fopenmp"), (f"-march={processor}",)) if processor else _ATTEMPTS:
+    attempts = ((f"-march={processor}", "-fopenmp"), (f"-march={processor}",)) if processor else _ATTEMPTS
+    every = [(*_BASIC, *_TYPES[dtype], *flags) for flags in attempts]
+    files = [_cached(compiler, flags) for flags in every]
+    for file in files:
+        if found := _opened(file):
+            return found
+    for flags, file in zip(every, files, strict=True):
         try:
-            return _kernels(compiler, (*_BASIC, *_TYPES[dtype], *flags))
+            return _compiled(compiler, flags, file)
         except (OSError, AttributeError, subprocess.SubprocessError):
             continue
     if processor:
@@ -146,33 +153,39 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     return None
 
 
-def _kernels(compiler: str, flags: tuple[str, ...]) -> Kernels:
-    """Those compiled with `flags`, from the cache if they are there and whole."""
+def _cached(compiler: str, flags: tuple[str, ...]) -> Path:
+    """Where the kernels compiled with `flags` are kept."""
     text = "\0".join([*(source.read_text() for source in _SOURCES), compiler, *flags, _processor()])
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    cached = cache_folder() / f"native-{key}.so"
-    if cached.exists():
-        try:
-            return Kernels(cached)
-        except (OSError, AttributeError):
-            pass  # damaged: compile anew
+    return cache_folder() / f"native-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+
+
+def _opened(path: Path) -> Kernels | None:
+    """Those in a file; None where it is missing or damaged."""
+    try:
+        return Kernels(path) if path.exists() else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _compiled(compiler: str, flags: tuple[str, ...], cached: Path) -> Kernels:
+    """Those compiled now, and kept for other processes."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder, "native.so")
         written = [str(source) for source in _SOURCES if source.suffix == ".c"]
         command = [compiler, *flags, "-o", str(fresh), *written, "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        compiled = Kernels(fresh)
+        found = Kernels(fresh)
         try:
             with replacing(cached) as file:
                 file.write(fresh.read_bytes())
         except OSError:
             pass  # no room or no right to write: the next process compiles again
-        return compiled
+        return found
 
 
 def _processor() -> str:
     """What `-march=native` depends on."""
     information = Path("/proc/cpuinfo")
-    if not information.exists():
-        return f"{platform.machine()} {platform.processor()}"
-    return information.read_text().split("\n\n")[0].partition("flags")[2].partition("\n")[0]
+    text = information.read_text() if information.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)  # the latter on an Arm processor
+    return found[1].strip() if found else f"{platform.machine()} {platform.processor()}"
