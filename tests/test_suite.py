@@ -262,6 +262,31 @@ def test_rows_are_chosen_by_label_or_method(tmp_path):
         made.restricted(["bol"])
 
 
+def test_a_row_whose_label_has_commas_can_be_named(tmp_path):
+    labels = ["MAML, 1 step", "MAML, 1 step, fast", "  two\n words "]
+    rows = [{"method": "maml", "label": label, "settings": {"inner_steps": i}} for i, label in enumerate(labels, 1)]
+    made = read(tmp_path, methods=["maml", *rows, "boil"])
+    assert [row.label for row in made.rows] == ["MAML", "MAML, 1 step", "MAML, 1 step, fast", "two words", "BOIL"]
+    for text, names in {
+        "MAML, 1 step": ["MAML, 1 step"],
+        "boil,MAML,1 step,": ["boil", "MAML, 1 step"],
+        "MAML, 1 step, fast, MAML, boil": ["MAML, 1 step, fast", "MAML", "boil"],
+        "two words, bol": ["two words", "bol"],
+        "1 step": ["1 step"],
+    }.items():
+        assert made.named_in(text) == names
+    assert [row.label for row in made.restricted(made.named_in("MAML, 1 step,boil")).rows] == ["MAML, 1 step", "BOIL"]
+    with pytest.raises(UserError, match="no row of the suite mine called '1 step'"):
+        made.restricted(made.named_in("1 step"))
+
+
+@pytest.mark.parametrize("name", suites.suites())
+def test_every_row_of_the_suites_can_be_named(name):
+    suite = suites.load(name)
+    labels = [row.label for row in suite.rows]
+    assert suite.named_in(", ".join(labels)) == labels
+
+
 def test_methods_can_be_added_to_a_suite_once():
     suite = suites.load("demo").restricted(["maml", "anil"])
     larger = suite.extended(["protonet", "reptile"])

@@ -84,7 +84,7 @@ def leaderboard(
     load_plugins(plugin)
     chosen = load(suite)
     if methods is not None:
-        chosen = chosen.restricted([name.strip() for name in methods.split(",") if name.strip()])
+        chosen = chosen.restricted(chosen.named_in(methods))
     if add is not None:
         chosen = chosen.extended([name.strip() for name in add.split(",") if name.strip()])
     if rule is not None and rule not in chosen.evaluation.rules:

@@ -40,6 +40,11 @@ class MethodEntry(Strict):
     training: dict[str, Any] = {}
     rule: Rule | None = None
 
+    @field_validator("label")
+    @classmethod
+    def _on_one_line(cls, label: str) -> str:
+        return " ".join(label.split())
+
 
 class EvaluationPlan(Strict):
     """How every cell is tested, and which selection rule the table prints."""
@@ -118,9 +123,28 @@ class Suite(Strict):
                 needed.setdefault(config.model_dump_json(), training)
         return list(needed.values())
 
+    @property
+    def names(self) -> set[str]:
+        """What rows are called: their labels and their methods."""
+        return {name for row in self.rows for name in (row.label, row.entry.method)}
+
+    def named_in(self, text: str) -> list[str]:
+        """The names in a list with commas between them, `MAML, 1 step, boil`: some labels have commas of their own.
+
+        From the left, the longest one that a row has counts.
+        """
+        known = {tuple(_between_commas(name)): name for name in self.names}
+        pieces, found = _between_commas(text), []
+        while pieces:
+            lengths = (length for length in range(len(pieces), 0, -1) if tuple(pieces[:length]) in known)
+            length = next(lengths, 1)
+            found.append(known.get(tuple(pieces[:length]), pieces[0]))
+            pieces = pieces[length:]
+        return found
+
     def restricted(self, names: Sequence[str]) -> Suite:
         """The same suite with the rows whose label or method is among `names`; a UserError for a name without a row."""
-        known = {word for row in self.rows for word in (row.label, row.entry.method)}
+        known = self.names
         for name in names:
             if name not in known:
                 raise unknown(f"row of the suite {self.name}", name, known)
@@ -261,6 +285,10 @@ def _problems(suite: Suite) -> Iterator[str]:
     for label in labels:
         if labels.count(label) > 1:
             yield f"{labels.count(label)} rows are called '{label}'; give each a 'label' of its own."
+
+
+def _between_commas(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
 def _preset(entry: MethodEntry) -> Preset:
