@@ -23,8 +23,11 @@ ONE_AFTER_THE_OTHER = {"alfa", "alfa_l2f", "alfa_random", "hypermaml", "mamlpp",
 """What reads learned rates, the head or a module's weights itself, for all tasks alike."""
 
 
-def members(method: Any, count: int = 3, settings: Any = None, **options: Any) -> list[Algorithm]:
-    """Models of one method that differ in every learned tensor."""
+def members(method: Any, count: int = 2, settings: Any = None, **options: Any) -> list[Algorithm]:
+    """Models of one method, in two inner steps where it says no other number, that differ in every learned tensor."""
+    if settings is None:
+        few = {"inner_steps": 2} if "inner_steps" in method.Settings.model_fields else {}
+        settings = method.Settings(**few)
     models = [tiny_algorithm(method, settings, **options) for _ in range(count)]
     generator = torch.Generator().manual_seed(0)
     for model in models:
@@ -48,9 +51,9 @@ def test_together_is_one_by_one(name: str) -> None:
     expected = one_by_one(models, episodes)
     assert not torch.allclose(expected[0], expected[1]), "members must differ for the test to say anything"
     committee = Committee(models)
-    assert_same(committee.predict(episodes, 7), expected)
+    assert_same(committee.predict(episodes, 5), expected)
     assert committee.is_stacked == (name not in ONE_AFTER_THE_OTHER)
-    assert_same(committee.predict(episodes, 9), expected)
+    assert_same(committee.predict(episodes, 6), expected)
 
 
 @pytest.mark.parametrize("settings", [Conv4.Settings(filters=16), Conv4.Settings(filters=4, conv_bias=True)])
@@ -73,11 +76,11 @@ def test_sinusoids() -> None:
 def test_weights_may_move_between_predictions() -> None:
     models, episodes = members(CxGrad), tiny_episodes()
     committee = Committee(models)
-    committee.predict(episodes, 9)
+    committee.predict(episodes, 6)
     for model in models:
         for parameter in model.parameters():
             parameter.data *= 1.1
-    assert_same(committee.predict(episodes, 9), one_by_one(models, episodes))
+    assert_same(committee.predict(episodes, 6), one_by_one(models, episodes))
     assert committee.is_stacked
 
 
@@ -89,7 +92,7 @@ def test_a_pass_holds_as_many_tasks_as_asked(monkeypatch: pytest.MonkeyPatch) ->
         seen.append(len(episodes))
         return adaptation(self, episodes, steps)
 
-    models, episodes = members(MAML), tiny_episodes(tasks=5)
+    models, episodes = members(MAML, 3), tiny_episodes(tasks=5)
     committee = Committee(models)
     committee.predict(episodes, 7)
     monkeypatch.setattr(MAML, "adaptation", watched)
@@ -103,12 +106,12 @@ def test_a_pass_holds_as_many_tasks_as_asked(monkeypatch: pytest.MonkeyPatch) ->
 def test_models_of_different_kinds_are_not_stacked() -> None:
     episodes = tiny_episodes()
     for models in (
-        [*members(MAML, 1), *members(MAML, 1, MAML.Settings(inner_steps=2))],
+        [*members(MAML, 1), *members(MAML, 1, MAML.Settings(inner_steps=3))],
         [*members(MAML, 1), *members(METHODS["fomaml"], 1)],
         [*members(MAML, 1), *members(MAML, 1, backbone=Conv4.Settings(filters=5))],
     ):
         committee = Committee(models)
-        assert_same(committee.predict(episodes, 9), one_by_one(models, episodes))
+        assert_same(committee.predict(episodes, 6), one_by_one(models, episodes))
         assert not committee.is_stacked
 
 
@@ -134,7 +137,7 @@ class ReplacesShared(MAML):
 class WithModule(MAML):
     """Its module sees something that has as many rows as there are tasks in the pass below, and that is no tasks."""
 
-    rows = 9
+    rows = 6
 
     def build(self) -> None:
         super().build()
@@ -176,9 +179,9 @@ def test_what_a_method_reads_of_its_own_is_never_another_members(method: type[MA
     models, episodes = members(method), tiny_episodes()
     expected = one_by_one(models, episodes)
     committee = Committee(models)
-    assert_same(committee.predict(episodes, 9), expected)
+    assert_same(committee.predict(episodes, 6), expected)
     assert not committee.is_stacked
-    assert_same(committee.predict(episodes, 9), expected)
+    assert_same(committee.predict(episodes, 6), expected)
 
 
 def test_an_error_in_a_method_is_its_own() -> None:
@@ -187,4 +190,4 @@ def test_an_error_in_a_method_is_its_own() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Committee(members(Broken)).predict(tiny_episodes(), 9)
+        Committee(members(Broken)).predict(tiny_episodes(), 6)

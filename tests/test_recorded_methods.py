@@ -65,16 +65,17 @@ def trained(home: Path, monkeypatch: pytest.MonkeyPatch, tapes: Tapes | None, **
             patch.setattr(graphs, "recorder", lambda device: tapes)
         record_gradients = changes.pop("record_gradients", False)
         tasks_per_pass = changes.pop("tasks_per_pass", None)
-        config = tiny.config(**{"epochs": 2, "iterations_per_epoch": 6, **changes})
+        short = {"epochs": 2, "iterations_per_epoch": 6, "settings": {"inner_steps": 1}}
+        config = tiny.config(**{**short, **changes})
         return training.train(config, home=home, record_gradients=record_gradients, tasks_per_pass=tasks_per_pass)
 
 
 CASES: dict[str, dict[str, Any]] = {
     "maml": {},
     "parts": {"meta_batch": 5, "tasks_per_pass": 2, "record_gradients": True, "first_order_epochs": 1},
-    "schedules": {"algorithm": "mamlpp", "epochs": 3, "gradient_clamp": 0.1},
+    "schedules": {"algorithm": "mamlpp", "settings": {"inner_steps": 2}, "epochs": 3, "gradient_clamp": 0.1},
     "restarts": {"algorithm": "l2f", "legacy_restart_every": 4},
-    "cannot": {"algorithm": "mgaug", "settings": {"base_settings": {"inner_steps": 1}}},
+    "cannot": {"algorithm": "mgaug", "settings": {"base_settings": {"inner_steps": 1}}, "iterations_per_epoch": 3},
 }
 
 
