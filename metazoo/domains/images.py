@@ -1,8 +1,7 @@
-"""Domains: data sets opened, of whatever kind, ready to give the episodes that runs are trained and tested on."""
+"""Data sets of images as domains: standardised and, in training, augmented as a run's config says."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,77 +12,18 @@ from torch import Tensor
 
 from metazoo.augmentation import AugmentedStream
 from metazoo.config import RunConfig
-from metazoo.data.dataset import DataSet, Kind, Moments, dataset, image_set
-from metazoo.data.families import FunctionFamily
+from metazoo.data.dataset import DataSet, Moments, dataset, image_set
 from metazoo.data.inputs import ImageInputs, Inputs
 from metazoo.data.store import MANIFEST, Manifest, Split, Store, open_store, store_path
+from metazoo.domains.domain import Domain
 from metazoo.episodes import EpisodeSampler, EpisodeStream, ImageTable
 from metazoo.errors import UserError
-from metazoo.functions import FunctionStream
 from metazoo.leaks import without
-from metazoo.measures import Measure
 from metazoo.placement import Place, Placement, choose
 from metazoo.prefetching import Stream
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of each channel of ImageNet, as torchvision's models use them."""
-
-
-class Domain(ABC):
-    """A data set that is ready for use."""
-
-    title: str
-    identity: str
-    """Hash of what it holds."""
-    size: int | None
-    """Side of its images in pixels; None where there are none."""
-    inputs: Inputs
-    """What a network trained on it is fed."""
-    measure: Measure
-    """What its episodes are judged by."""
-
-    @classmethod
-    @abstractmethod
-    def open(cls, name: str, size: int | None, home: Path | None) -> Domain:
-        """The data set `name`; see `open_domain`."""
-
-    @classmethod
-    @abstractmethod
-    def identity_here(cls, name: str, size: int | None, home: Path | None) -> str | None:
-        """The identity of what is ready for use on this machine, None where nothing is; nothing is built for it."""
-
-    @classmethod
-    @abstractmethod
-    def baseline(cls, name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:
-        """What one reaches on the first test episodes without learning anything: how, and the result."""
-
-    @abstractmethod
-    def test_classes(
-        self, ways: int, shots: int, queries: int, seed: int, episodes: int, left_out: Collection[str] = ()
-    ) -> NDArray[np.int64] | None:
-        """The classes [episodes, ways] that the first test episodes draw; None where tasks have no classes."""
-
-    @abstractmethod
-    def place(self, splits: Sequence[str], device: torch.device, asked: Placement | None) -> Place | None:
-        """Where the images of these splits are to lie for a network on `device`; None where there are none."""
-
-    @abstractmethod
-    def episodes(
-        self,
-        config: RunConfig,
-        split: str,
-        seed: int,
-        device: torch.device,
-        inputs: Inputs,
-        placement: Placement | None = None,
-        left_out: Collection[str] = (),
-    ) -> Stream:
-        """The episodes of one split for the run of `config`, whose network is fed `inputs`.
-
-        Images lie as `placement` says, by default as `placement.choose` does; classes in `left_out` are never drawn.
-
-        Raises UserError where the split cannot supply such episodes, or the network not take them.
-        """
 
 
 class ImageDomain(Domain):
@@ -178,89 +118,6 @@ class ImageDomain(Domain):
             torch.tensor(values, device=device) for values in (mean or [0.0] * channels, std or [1.0] * channels)
         )
         return AugmentedStream(plain, augmentation, sampler.seed, *standardised)
-
-
-class FunctionDomain(Domain):
-    """A family of functions."""
-
-    def __init__(self, family: FunctionFamily):
-        self.size = None
-        self.family, self.title, self.identity = family, family.title, family.identity
-        self.inputs, self.measure = family.network_inputs, family.measure
-
-    @classmethod
-    def open(cls, name: str, size: int | None, home: Path | None) -> FunctionDomain:
-        family = dataset(name)
-        assert isinstance(family, FunctionFamily)
-        if size is not None:
-            raise UserError(f"{family.title} has no images and so no size; leave size out.")
-        return cls(family)
-
-    @classmethod
-    def identity_here(cls, name: str, size: int | None, home: Path | None) -> str:
-        return cls.open(name, size, home).identity
-
-    @classmethod
-    def baseline(cls, name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:
-        stream = FunctionStream(cls.open(name, None, None).family, "test", shots, 1, seed, "cpu")
-        return "predicting 0", float(stream.batch(0, episodes).query_y.double().square().mean())
-
-    def test_classes(
-        self, ways: int, shots: int, queries: int, seed: int, episodes: int, left_out: Collection[str] = ()
-    ) -> None:
-        return None
-
-    def place(self, splits: Sequence[str], device: torch.device, asked: Placement | None) -> None:
-        return None
-
-    def episodes(
-        self,
-        config: RunConfig,
-        split: str,
-        seed: int,
-        device: torch.device,
-        inputs: Inputs,
-        placement: Placement | None = None,
-        left_out: Collection[str] = (),
-    ) -> Stream:
-        family = self.family
-        ways = (config.training.ways if split == "train" else None) or config.ways
-        if ways != family.outputs:
-            raise UserError(
-                f"The functions of {family.title} have no classes; ways is how many numbers they give, "
-                f"{family.outputs} and not {ways}."
-            )
-        if config.normalisation != "none":
-            raise UserError(f"{family.title} has no images to normalise; use normalisation 'none'.")
-        if config.training.augmentation is not None:
-            raise UserError(f"{family.title} has no images to augment; leave training.augmentation out.")
-        if inputs != self.inputs:
-            raise UserError(
-                f"The functions of {family.title} have {len(family.inputs)} inputs and the run was trained on others "
-                f"({config.source}); evaluate it on a family of functions like its own."
-            )
-        return FunctionStream(family, split, config.shots, config.queries, seed, device)
-
-
-_KINDS: dict[Kind, type[Domain]] = {"images": ImageDomain, "functions": FunctionDomain}
-
-
-def open_domain(name: str, size: int | None = None, home: Path | None = None) -> Domain:
-    """The data set `name` (its images at `size` pixels, from `home`), ready for use.
-
-    Raises UserError for an unknown data set, or one that was not prepared, with the command to run.
-    """
-    return _KINDS[dataset(name, home).kind].open(name, size, home)
-
-
-def identity_here(name: str, size: int | None = None, home: Path | None = None) -> str | None:
-    """The identity of the data set as it is ready for use on this machine, None where it is not."""
-    return _KINDS[dataset(name, home).kind].identity_here(name, size, home)
-
-
-def baseline(name: str, ways: int, shots: int, episodes: int, seed: int) -> tuple[str, float]:
-    """What one reaches on the first test episodes of a data set without learning anything: how, and the result."""
-    return _KINDS[dataset(name).kind].baseline(name, ways, shots, episodes, seed)
 
 
 def moments(config: RunConfig, inputs: ImageInputs, sheet: DataSet) -> Moments | None:
