@@ -34,11 +34,19 @@ def choose(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not gpus:
-            raise UserError("PyTorch sees no GPU here; use --device cpu, or auto for whatever there is.")
+            raise UserError(f"PyTorch sees no GPU here{_why()}; use --device cpu, or auto for whatever there is.")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         if device.index >= gpus:
             raise UserError(f"There is no device '{name}'; PyTorch sees {gpus} of them, counted from cuda:0.")
     return device
+
+
+def _why() -> str:
+    """What keeps PyTorch from seeing a GPU, as far as it can be told."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f": {torch.__version__} is a build for CPUs; install one for your GPU's driver (pytorch.org says how)"
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f", although it was built for {built}: see whether the GPU's driver is there (nvidia-smi, rocm-smi)"
 
 
 def tasks_at_once(tasks_per_pass: int | None, device: torch.device, automatic: int, network: nn.Module) -> int:

@@ -20,6 +20,8 @@ from tiny import tiny_sets  # noqa: F401
 
 from metazoo import evaluation, graphs, outer_loop, predicting, registry, training
 from metazoo.algorithm import Algorithm
+from metazoo.benchmarks.speed import bench
+from metazoo.benchmarks.speed.shapes import Shape
 from metazoo.episodes import Episodes
 from metazoo.fast import forms
 from metazoo.graphs import Replayed
@@ -220,3 +222,16 @@ def test_whole_runs(
     assert not any("operation by operation" in note for note in notes.texts)
     assert watch.replayed == {"_step": [], "__call__": []}
     assert watch.between <= LOG_POINTS
+
+
+@pytest.mark.parametrize("work", ["training", "evaluation"])
+@pytest.mark.parametrize("method", ["maml", "cxgrad"])
+def test_both_sides_of_the_benchmark(
+    method: str, work: bench.Work, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "shapes", lambda: {"tiny": Shape("tiny", 1, 16, 16, 1)})
+    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench, "matrix_gflops", lambda device: 1.0)
+    found = bench.measure(method, "tiny", work, GPU, "tf32", rounds=1)
+    assert found.tasks_per_second > 0 and found.ratio is not None
+    assert gpu.recorded == 1 and gpu.replayed > 0

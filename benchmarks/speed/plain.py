@@ -47,7 +47,7 @@ def with_torch_modules(network: Backbone) -> nn.Module:
     """The same network with the same weights, written with torch's own modules."""
     body = nn.Sequential()
     for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
-        norm = nn.BatchNorm2d(conv.out_channels, track_running_stats=False)
+        norm = nn.BatchNorm2d(conv.out_channels, track_running_stats=False).to(conv.weight.device)
         body.extend([copy.deepcopy(conv), norm, nn.LeakyReLU(), nn.MaxPool2d(2)])
     return nn.Sequential(body, nn.Flatten(), copy.deepcopy(network.head))
 
@@ -92,7 +92,7 @@ class CxGrad(nn.Module):
     def adapt(self, support_x: Tensor, support_y: Tensor) -> nn.Module:
         """A clone of the network after the context's look and the inner steps."""
         clone = learn2learn.clone_module(self.network)
-        context = torch.zeros(self.context_size, dtype=support_x.dtype, requires_grad=True)
+        context = support_x.new_zeros(self.context_size).requires_grad_()
         looking = learn2learn.clone_module(clone)
         self.rescale(looking, context)
         (change,) = torch.autograd.grad(F.cross_entropy(looking(support_x), support_y), context)
