@@ -189,6 +189,28 @@ def test_nothing_is_compiled_while_a_graph_is_captured(monkeypatch: pytest.Monke
     assert torch.equal(ours(COMPILED, 0.01, 2)(*given), ours(EAGER, 0.01, 2)(*given))
 
 
+@pytest.mark.parametrize(
+    ("cause", "raised", "text"),
+    [
+        (
+            RuntimeError("Failed to find C compiler. Please specify.\nMore."),
+            UserError,
+            r"\(Failed to find .* METAZOO_B",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError, "out of memory"),
+    ],
+)
+def test_what_cannot_be_compiled_says_so(
+    cause: Exception, raised: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*values: Any) -> None:
+        raise cause
+
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: refusing)
+    with pytest.raises(raised, match=text):
+        ours(COMPILED, 0.01, 2)(*inputs((1, 2, 9, 9)))
+
+
 def kinds_made() -> list[int]:
     functions: Any = COMPILED.forward, COMPILED.backward
     return [len(function._made) for function in functions]

@@ -34,7 +34,10 @@ from metazoo.outer_step import OuterStep
 from metazoo.precision import Precision, arithmetic, has_tf32
 from metazoo.testing import tiny_algorithm
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("default"),  # of PyTorch and CUDA, which are to be seen and fail nothing
+]
 
 GPU = torch.device("cuda", 0)
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}

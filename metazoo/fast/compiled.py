@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metazoo.errors import UserError
 from metazoo.fast import trials
+from metazoo.hardware import is_out_of_memory
+
+_REFUSED = (
+    "PyTorch cannot compile a block of the network here ({}). For a GPU it needs Triton and a C compiler, for a CPU a "
+    "C++ compiler; METAZOO_BLOCK=eager or METAZOO_BLOCK=modules computes the same without."
+)
 
 
 def available(device: torch.device) -> bool:
@@ -25,7 +32,8 @@ class Compiled:
     """A function of tensors (or None) and, by keyword, of numbers; no gradient goes through it.
 
     The code that is made for GPUs stays in torch's own cache on disk, and what was made in a process in this one. While
-    a CUDA graph is being captured nothing is compiled: what is not there yet runs as it is.
+    a CUDA graph is being captured nothing is compiled: what is not there yet runs as it is. A UserError where torch
+    cannot compile.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -43,7 +51,12 @@ class Compiled:
                 with self._lock, warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # advice on TF32, which is not ours to take
                     made = self._make(numbers)
-                    made(*values)
+                    try:
+                        made(*values)
+                    except Exception as error:
+                        if is_out_of_memory(error):
+                            raise
+                        raise UserError(_REFUSED.format(str(error).strip().partition("\n")[0].rstrip("."))) from error
                     self._made[kind] = made
             return self._made[kind](*values)
 
