@@ -18,6 +18,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are about the CPU, as `--device auto` is where there is no GPU, unless test_gpu.py is asked for by name."""
+    if not any("test_gpu" in argument for argument in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
     """METAZOO_DATA for the session: one empty folder for all its processes; no test touches the user's own cache."""

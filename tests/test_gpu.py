@@ -1,6 +1,8 @@
-"""What a GPU computes is what a CPU computes, by every way there is. Without a GPU all of it is skipped; with one, run
+"""What a GPU computes is what a CPU computes, by every way there is. With a GPU, run
 
-pytest -n0 tests/test_gpu.py
+pytest -n0 tests/test_gpu.py tests/test_images.py
+
+Without one, and where it is not asked for by name, all of it is skipped.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from metazoo.precision import Precision, arithmetic, has_tf32
 from metazoo.testing import tiny_algorithm
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be named"),
     pytest.mark.filterwarnings("default"),  # of PyTorch and CUDA, which are to be seen and fail nothing
 ]
 
