@@ -260,7 +260,9 @@ def test_meta_gradient_in_float32() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, for kernels that are compiled in a moment: without optimisation."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_BASIC", ("-std=gnu11", "-O0", "-Wno-psabi", "-shared", "-fPIC"))
     native.kernels.cache_clear()
     return tmp_path / "metazoo"
 
@@ -275,17 +277,16 @@ def test_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.kernels(torch.float32) is not None
     (compiled,) = cache.iterdir()
     native.kernels.cache_clear()
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
-    assert native.kernels(torch.float32) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+        assert native.kernels(torch.float32) is not None
     # A damaged file, in a folder of its own: the loader remembers what it has opened under one name.
     damaged = cache.parent / "other" / "metazoo" / compiled.name
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"not a library")
-    monkeypatch.undo()
-    with monkeypatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(damaged.parent.parent))
-        native.kernels.cache_clear()
-        assert native.kernels(torch.float32) is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(damaged.parent.parent))
+    native.kernels.cache_clear()
+    assert native.kernels(torch.float32) is not None
     assert list(damaged.parent.iterdir()) == [damaged] and damaged.read_bytes() == compiled.read_bytes()
 
 
