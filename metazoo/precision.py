@@ -51,8 +51,10 @@ def stand_in(precision: Precision, device: torch.device) -> str:
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """While the block runs, float32 convolutions, LSTMs and matrix products of the process multiply on GPUs as asked.
 
-    The switches are torch's own, which hold for the whole process; they are put back at the end. On a CPU there is
-    nothing to switch.
+    And convolutions add up in the same order every time: second derivatives through several inner steps make much of
+    one rounding, and a pass that differs from itself could neither be repeated nor be held against its recording. The
+    switches are torch's own, which hold for the whole process; they are put back at the end. On a CPU there is nothing
+    to switch.
     """
     if device.type != "cuda":
         yield
@@ -60,10 +62,13 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     switches = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
     before = [switch.fp32_precision for switch in switches]
+    was_deterministic = cudnn.deterministic
     try:
+        cudnn.deterministic = True
         for switch in switches:
             switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         yield
     finally:
+        cudnn.deterministic = was_deterministic
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value

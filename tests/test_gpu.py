@@ -123,6 +123,26 @@ def test_every_precision(precision: Precision, share: float) -> None:
         assert_close(learning(there)(given(1, torch.float32, GPU), OuterStep()), expected, share)
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("name", ["maml", "cxgrad"])
+def test_a_pass_is_the_same_every_time(name: str, precision: Precision) -> None:
+    """To the bit, or its recording could not be proven: five inner steps on noise make much of a rounding."""
+    if precision == "tf32" and not has_tf32(GPU):
+        pytest.skip("this GPU has no TF32")
+    method, notes = registry.algorithm(name), list[str]()
+    model = tiny_algorithm(method, None, Conv4.Settings(filters=48), size=32).to(GPU, torch.float32)
+    model.backbone.compute_in(precision)
+    batches = [given(seed, torch.float32, GPU, size=32) for seed in range(graphs.WATCHED_RUN + 2)]
+    with arithmetic(precision, GPU):
+        work = learning(model)
+        passes = Replayed(work, graphs.recorder(GPU), "Passes", notes.append)
+        for batch in batches:
+            found = kept(passes(batch))
+        assert passes.is_replaying, notes
+        for again in (kept(work(batches[-1], OuterStep())) for _ in range(3)):
+            assert all(torch.equal(again[key], found[key]) for key in found)
+
+
 def test_trials_are_made_once_and_their_times_are_kept(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = learning(make("maml").to(GPU))
     work(given(1, torch.float64, GPU), OuterStep())

@@ -18,6 +18,7 @@ from metazoo.backbones import Conv4
 from metazoo.benchmarks.speed.plain import SETTINGS, baseline
 from metazoo.benchmarks.speed.shapes import SHAPES, Shape, episodes_of
 from metazoo.cost import Arithmetic
+from metazoo.episodes import Episodes
 from metazoo.errors import UserError, unknown
 from metazoo.graphs import Replayed
 from metazoo.hardware import peak_memory_mb
@@ -158,8 +159,18 @@ def sides(
             predicting(chunk)
 
     if work == "evaluation":
-        return predict, plain_loop and partial(plain_loop[1], episodes)
-    return learn, plain_loop and partial(plain_loop[0], episodes)
+        return predict, plain_loop and partial(_in_any_order, plain_loop[1], episodes)
+    return learn, plain_loop and partial(_in_any_order, plain_loop[0], episodes)
+
+
+def _in_any_order(work: Callable[[Episodes], object], episodes: Episodes) -> None:
+    """Work in which a GPU's convolutions may add up in any order, as they may unless torch is told otherwise."""
+    cudnn: Any = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, False
+    try:
+        work(episodes)
+    finally:
+        cudnn.deterministic = before
 
 
 def matrix_gflops(device: torch.device, size: int | None = None) -> float:
