@@ -91,7 +91,7 @@ class CudaGraphs:
         # While a stream is recorded other threads go on, such as the one that fetches images.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local")
         try:
-            # A broken recording leaves its stream behind as the current one, up to PyTorch 2.12 at least.
+            # In older PyTorch a broken recording leaves its stream behind as the current one.
             with torch.cuda.device(self.device), torch.cuda.stream(here), _nothing_collected(), capture:
                 results = work()
         except RuntimeError as error:
