@@ -36,9 +36,9 @@ _TYPES = {
     torch.bfloat16: ("-DREAL=float", "-DINTEGER=int32_t", "-DBFLOAT16"),
 }
 _BASIC = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
-_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-_NATIVE = "-march=native"
-_ATTEMPTS = ((_NATIVE, *_WIDE, "-fopenmp"), (_NATIVE, *_WIDE), (_NATIVE, "-fopenmp"), (_NATIVE,), ("-fopenmp",), ())
+_NATIVE, _WIDE, _THREADS = "-march=native", "-mprefer-vector-width=512", "-fopenmp"
+_ON_X86 = ((_NATIVE, _WIDE, _THREADS), (_NATIVE, _WIDE)) if platform.machine() in ("x86_64", "AMD64") else ()
+_ATTEMPTS: tuple[tuple[str, ...], ...] = (*_ON_X86, (_NATIVE, _THREADS), (_NATIVE,), (_THREADS,), ())
 """Flags by falling ambition: not every compiler knows all."""
 
 
@@ -134,7 +134,7 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         return None
-    attempts = ((f"-march={processor}", "-fopenmp"), (f"-march={processor}",)) if processor else _ATTEMPTS
+    attempts = ((f"-march={processor}", _THREADS), (f"-march={processor}",)) if processor else _ATTEMPTS
     every = [(*_BASIC, *_TYPES[dtype], *flags) for flags in attempts]
     files = [_cached(compiler, flags) for flags in every]
     for file in files:
