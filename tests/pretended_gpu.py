@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import tape
 import torch
+from streams import Known, Streams
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -69,7 +70,7 @@ class PretendedGpu(TorchDispatchMode):
         self.tape: tape.Tape | None = None
         """What is being recorded."""
         self.recorded = self.replayed = 0
-        self.streams = ["default"]
+        self.streams = Streams()
         self.clock = 0.0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,10 +80,16 @@ class PretendedGpu(TorchDispatchMode):
             self._examine(operation, tensors, args)
         given = operation(*args, **(kwargs or {}))
         where = "gpu" if "gpu" in places else "host" if "host" in places else None
-        for tensor in _tensors((given,)) if where else ():
-            if place(tensor) is None:
-                put(tensor, where)
+        made = [tensor for tensor in _tensors((given,)) if where and place(tensor) is None]
+        for tensor in made:
+            put(tensor, where or "host")
+        if where == "gpu" and self.tape is None and not operation.is_view:
+            self._launched(operation, [tensor for tensor in tensors if place(tensor) == "gpu"], made, args)
         return given
+
+    def _launched(self, operation: Any, tensors: list[Tensor], made: list[Tensor], args: Any) -> None:
+        written = [tensor for tensor in _written(operation, args) if place(tensor) == "gpu"]
+        self.streams.ran(tensors, [*written, *made], str(operation))
 
     def _examine(self, operation: Any, tensors: list[Tensor], args: Any) -> None:
         """Refuse an operation on a tensor of the GPU where CUDA would, and note whether it waits."""
@@ -96,7 +103,7 @@ class PretendedGpu(TorchDispatchMode):
             if any(place(index) != "gpu" or index.dtype == torch.bool for index in places):
                 self.wait()
             host = [tensor for tensor in host if all(tensor is not index for index in places)]
-        written = [args[k] for k, a in enumerate(operation._schema.arguments[: len(args)]) if a.is_write]
+        written = _written(operation, args)
         if any(tensor.dim() for tensor in host) or any(one is other for one in written for other in host):
             raise RuntimeError(f"{MIXED} ({operation})")
         if operation not in _INDEXING and tape.ASKING & set(operation.tags):
@@ -115,6 +122,7 @@ class PretendedGpu(TorchDispatchMode):
             frame = frame.f_back
         where = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}" if frame else "a test"
         self.waits.append(where)
+        self.streams.synchronize(self.streams.current)
 
     def cross(self, source: Tensor, to_gpu: bool, non_blocking: bool) -> None:
         """Values go from one place to the other."""
@@ -157,7 +165,7 @@ class PretendedGpu(TorchDispatchMode):
                 return tensor if place(tensor) else put(tensor, "host", pinned)
             if of_data:
                 self.cross(tensor, to_gpu=True, non_blocking=False)
-            return put(tensor, "gpu")
+            return self._arrived(tensor)
 
         return made
 
@@ -172,7 +180,12 @@ class PretendedGpu(TorchDispatchMode):
         if device is None or (place(tensor) or "host") == where:
             return made
         self.cross(tensor, where == "gpu", non_blocking)
-        return put(made.clone(), where)
+        return self._arrived(made.clone()) if where == "gpu" else put(made.clone(), where)
+
+    def _arrived(self, tensor: Tensor) -> Tensor:
+        """The tensor, which the current stream has put onto the GPU."""
+        self.streams.ran((), [put(tensor, "gpu")]) if self.tape is None else put(tensor, "gpu")
+        return tensor
 
     def _cpu(self, original: Any, tensor: Tensor) -> Tensor:
         return tensor.to("cpu")
@@ -215,9 +228,9 @@ class PretendedGpu(TorchDispatchMode):
         return {
             "CUDAGraph": partial(_Graph, self),
             "Event": partial(_Event, self),
-            "Stream": lambda device: _Stream(self, "side"),
+            "Stream": lambda device: _Stream(self, self.streams.new()),
             "current_device": lambda: 0,
-            "current_stream": lambda device=None: _Stream(self, self.streams[-1]),
+            "current_stream": lambda device=None: _Stream(self, self.streams.current),
             "device": lambda device: contextlib.nullcontext(),
             "device_count": lambda: 1,
             "empty_cache": lambda: None,
@@ -236,21 +249,14 @@ class PretendedGpu(TorchDispatchMode):
             "reset_peak_memory_stats": lambda device=None: None,
             "set_rng_state": lambda state, device: None,
             "set_sync_debug_mode": lambda mode: setattr(self, "sync_mode", mode),
-            "stream": self._on,
-            "synchronize": lambda device=None: None,
+            "stream": lambda stream: self.streams.on(stream.number),
+            "synchronize": lambda device=None: self.streams.synchronize(),
         }
 
     @contextlib.contextmanager
-    def _on(self, stream: _Stream) -> Iterator[None]:
-        self.streams.append(stream.name)
-        try:
-            yield
-        finally:
-            self.streams.pop()
-
-    @contextlib.contextmanager
     def _recording(self, graph: _Graph, *, pool: Any, stream: _Stream, capture_error_mode: str) -> Iterator[None]:
-        with self._on(stream):
+        self.streams.synchronize()
+        with self.streams.on(stream.number):
             self.tape = graph.tape = tape.Tape()
             self.recorded += 1
             try:
@@ -258,6 +264,11 @@ class PretendedGpu(TorchDispatchMode):
                     yield
             finally:
                 self.tape = None
+
+
+def _written(operation: Any, args: Any) -> list[Tensor]:
+    """The arguments that an operation writes to."""
+    return list(_tensors(args[k] for k, a in enumerate(operation._schema.arguments[: len(args)]) if a.is_write))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -283,21 +294,27 @@ class _Graph:
                 spread = any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
                 if not slot.was_there and slot.value is not tensor and not spread:
                     tensor.detach().copy_(slot.value)
+                    if place(tensor) == "gpu":
+                        self.gpu.streams.ran((), [tensor], "of a replay")
 
     def reset(self) -> None:
         self.tape = tape.Tape()
 
 
 class _Stream:
-    def __init__(self, gpu: PretendedGpu, name: str):
-        self.gpu, self.name = gpu, name
+    def __init__(self, gpu: PretendedGpu, number: int):
+        self.gpu, self.number = gpu, number
 
-    def wait_stream(self, other: _Stream) -> None: ...
+    def wait_stream(self, other: _Stream) -> None:
+        self.wait_event(other.record_event())
 
-    def wait_event(self, event: _Event) -> None: ...
+    def wait_event(self, event: _Event) -> None:
+        self.gpu.streams.wait(self.number, event.known)
 
     def record_event(self) -> _Event:
-        return _Event(self.gpu)
+        event = _Event(self.gpu)
+        event.known = dict(self.gpu.streams.known[self.number])
+        return event
 
 
 class _Event:
@@ -305,6 +322,7 @@ class _Event:
 
     def __init__(self, gpu: PretendedGpu, enable_timing: bool = False):
         self.gpu, self.at = gpu, 0.0
+        self.known: Known = {}
 
     def record(self) -> None:
         self.gpu.clock += 1

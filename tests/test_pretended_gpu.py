@@ -58,6 +58,26 @@ def test_what_cuda_refuses_is_refused(gpu: PretendedGpu) -> None:
     assert gradient.device == GPU
 
 
+def test_streams_that_do_not_wait_for_each_other_are_found_out(gpu: PretendedGpu) -> None:
+    side: Any = torch.cuda.Stream(GPU)
+    there = torch.ones(3, device=GPU)
+    with torch.cuda.stream(side), pytest.raises(RuntimeError, match="stream 1 does not wait for stream 0"):
+        there + 1
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        made = there + 1
+    with pytest.raises(RuntimeError, match="stream 0 does not wait for stream 1"):
+        there.zero_()  # which the other one may still be reading
+    torch.cuda.current_stream().wait_stream(side)
+    there.zero_()
+    made.add_(1)
+    with torch.cuda.stream(side), pytest.raises(RuntimeError, match="stream 1"):
+        made.sum()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        assert made.sum().item() == 9
+
+
 @pytest.mark.parametrize(
     ("waits", "waiting"),
     [
