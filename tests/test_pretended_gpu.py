@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -121,17 +122,16 @@ def test_every_methods_passes(
     """Recorded, and replayed on other episodes and weights, they give what a CPU gives, and nothing waits for them."""
     monkeypatch.setattr(graphs, "WATCHED_RUN", 2)
     here, there = make(name), make(name).to(GPU)
-    for subject, way in (("CONVOLUTION", convolution), ("BLOCK", block)):
-        if way:
-            monkeypatch.setenv(f"METAZOO_{subject}", way)
+    ways = {f"METAZOO_{what}": way for what, way in (("CONVOLUTION", convolution), ("BLOCK", block)) if way}
     recorder, notes = graphs.recorder(GPU), list[str]()
     for asks, works in (
         (name in DRAWS_ON_THE_HOST, (learning(here), learning(there))),
         (False, (Prediction(here), Prediction(there))),
     ):
         passes = Replayed(works[1], recorder, "Passes", notes.append)
-        for seed in (1, 2, 4, 3):
-            passes(sent(episodes(seed)))
+        with going(ways):
+            for seed in (1, 2, 4, 3):
+                passes(sent(episodes(seed)))
         assert passes.is_replaying is not asks
         for change in (1.0, 1.1):
             with torch.no_grad():  # weights are updated where they are
@@ -139,13 +139,23 @@ def test_every_methods_passes(
                     parameter.mul_(change)
             batch = sent(episodes(3))
             gpu.waits.clear()
-            found = passes(batch)
+            with going(ways):
+                found = passes(batch)
             assert asks or not gpu.waits
             assert {tensor.device for tensor in found.values()} == {GPU}
             assert_equal({key: tensor.cpu() for key, tensor in found.items()}, works[0](episodes(3), OuterStep()))
     assert len(notes) == (name in DRAWS_ON_THE_HOST)
     for note in notes:
         assert note.startswith("Passes run operation by operation, not as one recorded CUDA graph: ")
+
+
+@contextmanager
+def going(ways: dict[str, str]) -> Iterator[None]:
+    """While the block runs, these ways to compute are fixed; what a CPU gives is computed without."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, way in ways.items():
+            patch.setenv(variable, way)
+        yield
 
 
 def learning(model: Algorithm) -> MetaPass:
