@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 from torch import Tensor
@@ -18,104 +16,25 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 """A share of the training, in settings: schedules inside a method are shares, so that they fit any budget."""
 
 
-Formula: TypeAlias = tuple[tuple[Callable[[Any, Any], Any], float, bool], ...]
-"""How a number follows from the epoch: operations one after the other, each with a number on its right, or its left."""
-
-
 @dataclass(frozen=True)
 class Clock:
     """How far the training has come. It remembers what it was asked: a step is another one where the answer is."""
 
     epoch: float = math.inf
     epochs: int = 1
-    answers: dict[Formula, float] = field(default_factory=dict, compare=False, repr=False)
-    """What came out of the formulas that anything depended on."""
+    answers: dict[float | None, float] = field(default_factory=dict, compare=False, repr=False)
+    """By share of the training whether it was in that share; at None the epoch itself, if that was asked for."""
 
-    def ask(self, formula: Formula) -> float:
-        return self.answers.setdefault(formula, self.value(formula))
+    def ask(self, share: float | None) -> float:
+        """Whether the training is in its first `share`, or, for None, how many epochs are finished."""
+        return self.answers.setdefault(share, self._answer(share))
 
-    def agrees(self, answers: Mapping[Formula, float]) -> bool:
+    def agrees(self, answers: Mapping[float | None, float]) -> bool:
         """Whether it would give the same answers as another clock has given."""
-        return all(self.value(formula) == answer for formula, answer in answers.items())
+        return all(self._answer(share) == answer for share, answer in answers.items())
 
-    def value(self, formula: Formula) -> float:
-        """What comes out of a formula; not remembered."""
-        value = self.epoch
-        for operation, other, swapped in formula:
-            value = operation(other, value) if swapped else operation(value, other)
-        return value
-
-
-def _arithmetic(operation: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[[Reading, Any], Any]:
-    def method(reading: Reading, other: Any) -> Any:
-        if isinstance(other, (int, float)):
-            return Reading(reading.clock, (*reading.formula, (operation, other, swapped)))
-        value = float(reading)
-        return operation(other, value) if swapped else operation(value, other)
-
-    return method
-
-
-def _comparison(operation: Callable[[Any, Any], Any]) -> Callable[[Reading, Any], Any]:
-    def method(reading: Reading, other: Any) -> Any:
-        if isinstance(other, (int, float)):
-            return reading.clock.ask((*reading.formula, (operation, other, False)))
-        return operation(float(reading), other)
-
-    return method
-
-
-class Reading:
-    """A number that follows from the epoch; calculate with it as with a float.
-
-    Sums and products with plain numbers are readings again. Where one is compared, or becomes a plain number (by
-    `float`, or with a tensor), the clock remembers what came out, and nothing else: `max(0, 10 - epoch)` is the same in
-    every epoch from the tenth on.
-    """
-
-    def __init__(self, clock: Clock, formula: Formula = ()):
-        self.clock, self.formula = clock, formula
-
-    __add__, __radd__ = _arithmetic(operator.add), _arithmetic(operator.add, swapped=True)
-    __sub__, __rsub__ = _arithmetic(operator.sub), _arithmetic(operator.sub, swapped=True)
-    __mul__, __rmul__ = _arithmetic(operator.mul), _arithmetic(operator.mul, swapped=True)
-    __truediv__, __rtruediv__ = _arithmetic(operator.truediv), _arithmetic(operator.truediv, swapped=True)
-    __floordiv__, __rfloordiv__ = _arithmetic(operator.floordiv), _arithmetic(operator.floordiv, swapped=True)
-    __mod__, __rmod__ = _arithmetic(operator.mod), _arithmetic(operator.mod, swapped=True)
-    __pow__, __rpow__ = _arithmetic(operator.pow), _arithmetic(operator.pow, swapped=True)
-    __lt__, __le__ = _comparison(operator.lt), _comparison(operator.le)
-    __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
-    __eq__, __ne__ = _comparison(operator.eq), _comparison(operator.ne)
-
-    def __float__(self) -> float:
-        return float(self.clock.ask(self.formula))
-
-    def __neg__(self) -> Reading:
-        return self * -1
-
-    def __abs__(self) -> Reading:
-        return -self if self < 0 else self
-
-    def __bool__(self) -> bool:
-        return bool(self != 0)
-
-    def __int__(self) -> int:
-        return int(float(self))
-
-    def __round__(self, digits: int | None = None) -> float:
-        return round(float(self), digits)
-
-    def __hash__(self) -> int:
-        return hash(float(self))
-
-    def __format__(self, form: str) -> str:
-        return format(float(self), form)
-
-    def __repr__(self) -> str:
-        return repr(self.clock.value(self.formula))
-
-
-numbers.Real.register(Reading)
+    def _answer(self, share: float | None) -> float:
+        return self.epoch if share is None else self.epoch < round(share * self.epochs)
 
 
 @dataclass(frozen=True, init=False)
@@ -156,8 +75,8 @@ class OuterStep:
 
     @property
     def epoch(self) -> float:
-        """Finished epochs, as a `Reading`; infinite where there is no training whose clock could be read."""
-        return cast(float, Reading(self.clock))
+        """Finished epochs; infinite where there is no training whose clock could be read."""
+        return self.clock.ask(None)
 
     @property
     def epochs(self) -> int:
@@ -166,4 +85,4 @@ class OuterStep:
 
     def within(self, share: float) -> bool:
         """Whether the training is in its first `share` (of its epochs, rounded to whole ones)."""
-        return self.epoch < round(share * self.epochs)
+        return bool(self.clock.ask(share))

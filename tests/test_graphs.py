@@ -139,8 +139,6 @@ def test_it_is_recorded_anew_where_the_clock_answers_otherwise() -> None:
     assert [recordings(shares, epochs)[5 * epoch + 4] for epoch in range(4)] == [1, 1, 2, 2]
     reading = Passes(lambda part, outer: part.query_x.sum() * float(outer.epoch))
     assert [recordings(reading, epochs)[5 * epoch + 4] for epoch in range(4)] == [1, 2, 3, 4]
-    easing = Passes(lambda part, outer: part.query_x.sum() * min(1.0, max(0.0, (2 - outer.epoch) / 2)))
-    assert [recordings(easing, epochs)[5 * epoch + 4] for epoch in range(4)] == [1, 2, 3, 3], "1, 1/2, 0 and 0"
     through = Passes(lambda part, outer: part.query_x.sum() * replace(outer, first_order=True).epoch)
     assert recordings(through, epochs)[-1] == 4, "a copy of the step asks the same clock"
     replacing = Passes(lambda part, outer: part.query_x.sum() * (not replace(outer, taps=("a",)).first_order))
