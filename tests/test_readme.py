@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
-BENCHES = ("cpu_maml", "cpu_cxgrad", "cpu_bfloat16", "avx2_cpu")
+BENCHES = ("cpu_maml", "cpu_cxgrad", "cpu_bfloat16", "avx2_cpu", "kept_memory_cpu")
 
 
 def test_the_speed_table_is_that_of_the_records() -> None:
