@@ -43,7 +43,13 @@ def test_the_method_in_ten_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "suite"),
-    [("README.md", "cifar_fs_small"), ("docs/results.md", "glyphs"), ("docs/results.md", "sinusoid")],
+    [
+        ("README.md", "cifar_fs_small"),
+        *(
+            ("docs/results.md", suite)
+            for suite in ("glyphs", "table3_quick", "table4_quick", "table5_quick", "sinusoid")
+        ),
+    ],
 )
 def test_the_table_is_that_of_the_committed_records(page: str, suite: str, tmp_path: Path) -> None:
     out = tmp_path / "tables"
