@@ -92,6 +92,16 @@ def test_a_damaged_jpeg_is_refused_or_what_pillow_makes_of_it():
             np.testing.assert_array_equal(decode(damaged, "it", 3), expected)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "it is empty"), (b"not an image", "it is no image of a kind that Pillow reads")],
+)
+def test_what_is_no_image_is_refused_in_a_sentence(content, reason):
+    with pytest.raises(UserError) as refusal:
+        decode(content, "it", 3)
+    assert str(refusal.value) == f"The image 'it' does not decode ({reason}); get its source again."
+
+
 def test_a_piece_is_read_where_it_lies(tmp_path):
     image = Image.fromarray(pixels("ant", 0))
     file = tmp_path / "file"

@@ -258,7 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     found = []
     versions = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
-    print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; {versions}")
+    named = ", ".join(f"{library} {version}" for library, version in versions.items())
+    print(f"{hardware.describe(hardware.choose('cpu'))}; {options.workers} processes; {named}")
     for name in options.kinds:
         for images in options.images or KINDS[name].counts:
             with tempfile.TemporaryDirectory(dir=options.home) as folder:

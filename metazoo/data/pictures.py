@@ -180,8 +180,11 @@ def _opened(content: bytes, mode: str) -> np.ndarray:
         _check_png(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on unusual files, which it reads all the same
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            return _converted(image, mode)
+        try:
+            with PIL.Image.open(io.BytesIO(content)) as image:
+                return _converted(image, mode)
+        except PIL.UnidentifiedImageError:
+            raise ValueError("it is no image of a kind that Pillow reads" if content else "it is empty") from None
 
 
 def _converted(image: PIL.Image.Image, mode: str) -> np.ndarray:
