@@ -4,7 +4,7 @@ Whatever is on it is computed by the CPU, so that numbers are real. A storage is
 neither: PyTorch's own code makes such tensors inside of its operations, and they are no concern of ours. Refused are
 operations on tensors of both places, `numpy()` of a tensor on the GPU, and where nothing may wait for the GPU (in a
 watched run, while a graph is recorded) all that would. Graphs are tapes (`tests/tape.py`) that are played in the memory
-they were recorded in. Streams are names; what they do not catch is work on one that does not wait for another.
+they were recorded in. Streams are names that know which work of each other they have waited for (`tests/streams.py`).
 """
 
 from __future__ import annotations
